@@ -1,0 +1,57 @@
+// A list of tensors as the kernels see it: rows of addresses, cut into blocks that threads share evenly.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace vsgd {
+
+constexpr int kMaxStates = 4;
+
+// One row a tensor; table.py writes it in this order, as int64.
+struct Row {
+  int64_t param, grad, step;  // addresses
+  int64_t numel;
+  int64_t dtype;   // index in table.py's DTYPES
+  int64_t group;   // row of the hyper table
+  int64_t layout;  // offset of its record in `layouts`, or -1: every operand runs over the same dense memory
+  int64_t state[kMaxStates];  // addresses
+};
+constexpr int kColumns = sizeof(Row) / sizeof(int64_t);
+
+// A layout record: number of dimensions, sizes, then the strides of param, grad and each state.
+struct Layout {
+  int64_t dims;
+  const int64_t *sizes, *strides;
+  explicit Layout(const int64_t* record) : dims(record[0]), sizes(record + 1), strides(record + 1 + dims) {}
+  const int64_t* of(int operand) const { return strides + operand * dims; }
+};
+
+// Calls visit(i, begin, end) over elements [begin, end) of tensor i, in order, for the blocks [first, last) of all.
+class Blocks {
+ public:
+  static constexpr int64_t kBlock = 1024;  // elements
+
+  Blocks(const Row* rows, int64_t n) : rows_(rows), start_(n + 1, 0) {
+    for (int64_t i = 0; i < n; ++i) start_[i + 1] = start_[i] + (rows[i].numel + kBlock - 1) / kBlock;
+  }
+
+  int64_t count() const { return start_.back(); }
+
+  template <class Visit>
+  void visit(int64_t first, int64_t last, const Visit& visit) const {
+    int64_t i = std::upper_bound(start_.begin(), start_.end(), first) - start_.begin() - 1;
+    for (; first < last; first = start_[++i]) {
+      int64_t begin = (first - start_[i]) * kBlock;
+      int64_t end = std::min((std::min(last, start_[i + 1]) - start_[i]) * kBlock, rows_[i].numel);
+      if (begin < end) visit(i, begin, end);
+    }
+  }
+
+ private:
+  const Row* rows_;
+  std::vector<int64_t> start_;
+};
+
+}  // namespace vsgd

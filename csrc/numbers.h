@@ -1,0 +1,95 @@
+// Number formats: bf16 and fp16 to fp32 and back, and the bounds that keep the arithmetic finite.
+// Integer operations and selects only, so that every loop vectorises and every instruction set rounds alike.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define VSGD_FN __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define VSGD_FN inline __attribute__((always_inline))
+#else
+#define VSGD_FN inline
+#endif
+
+namespace vsgd {
+
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+
+template <class To, class From>
+VSGD_FN To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// The type in which a parameter type is computed, and in which its state is kept.
+template <class P> struct Arithmetic { using type = float; };
+template <> struct Arithmetic<double> { using type = double; };
+
+// big: gradients beyond it count as it, since the rates hold squares, which must stay finite.
+// tiny: rates and variances below it count as it, since they are divided by. (reference.py has the same table.)
+template <class A> struct Bounds;
+template <> struct Bounds<float> {
+  static constexpr float tiny = 0x1p-100f, big = 0x1p60f;
+};
+template <> struct Bounds<double> {
+  static constexpr double tiny = 0x1p-1000, big = 0x1p508;
+};
+
+// at_least(NaN, floor) is NaN.
+template <class A>
+VSGD_FN A at_least(A x, A floor) { return x < floor ? floor : x; }
+
+// Finite gradients are clamped to ±big; NaN and ±Inf give NaN, which stays in its own element.
+template <class A>
+VSGD_FN A bounded(A ghat) {
+  A poison = ghat - ghat;
+  ghat = ghat > Bounds<A>::big ? Bounds<A>::big : ghat;
+  ghat = ghat < -Bounds<A>::big ? -Bounds<A>::big : ghat;
+  return ghat + poison;
+}
+
+VSGD_FN float load(const float* p) { return *p; }
+VSGD_FN double load(const double* p) { return *p; }
+
+VSGD_FN float load(const bf16* p) { return bit_cast<float>(uint32_t(p->bits) << 16); }
+
+VSGD_FN float load(const fp16* p) {
+  uint32_t magnitude = p->bits & 0x7fffu, sign = uint32_t(p->bits & 0x8000u) << 16;
+  uint32_t rebased = (magnitude << 13) + (112u << 23);
+  uint32_t special = (magnitude << 13) | 0x7f800000u;  // Inf, NaN
+  // A subnormal m means m 2^-24, which is m last places of 0.5: exact, and without subnormal arithmetic, which a process
+  // may have switched off.
+  uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>((126u << 23) + magnitude) - 0.5f);
+  uint32_t bits = magnitude >= 0x7c00u ? special : rebased;
+  bits = magnitude < 0x0400u ? subnormal : bits;
+  return bit_cast<float>(bits | sign);
+}
+
+VSGD_FN void store(float* p, float x) { *p = x; }
+VSGD_FN void store(double* p, double x) { *p = x; }
+
+// Round to nearest, ties to even.
+VSGD_FN void store(bf16* p, float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  uint32_t nan = (bits >> 16) | 0x40u;
+  p->bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+VSGD_FN void store(fp16* p, float x) {
+  uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000u;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+  uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - (126u << 23);
+  uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? special : half;  // 65520 and above rounds to Inf
+  p->bits = uint16_t(half | sign);
+}
+
+}  // namespace vsgd

@@ -1,0 +1,64 @@
+// The update rules, one element at a time, in the paper's order and in reference.py's names.
+// Each rule is a type: its number of states, its hyperparameters (columns of a row of the hyper table), the scalars
+// of one step (double arithmetic, rounded once), and the update. Rates are doubled, as the authors store them.
+#pragma once
+
+#include <cmath>
+
+#include "numbers.h"
+
+namespace vsgd {
+
+VSGD_FN float square_root(float x) { return sqrtf(x); }
+VSGD_FN double square_root(double x) { return sqrt(x); }
+
+// A prior rate, within what the arithmetic type can hold.
+template <class A>
+VSGD_FN double prior_rate(double rate) {
+  constexpr double floor = double(Bounds<A>::tiny), ceiling = double(Bounds<A>::big) * double(Bounds<A>::big);
+  return rate < floor ? floor : rate > ceiling ? ceiling : rate;
+}
+
+// VSGD, Algorithm 1 (Eqs. 15-24).
+struct Vsgd {
+  static constexpr int states = 3;
+  enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
+
+  template <class A>
+  struct Scalars {
+    A inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, sign;
+  };
+
+  template <class A>
+  VSGD_FN static Scalars<A> scalars(double t, const double* h) {
+    const double prior = prior_rate<A>(2.0 * h[ps]);
+    Scalars<A> s;
+    s.pbg = A(prior);
+    s.pbhg = A(prior_rate<A>(2.0 * h[ps] * h[ghattg]));
+    s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 1.0)));
+    s.rho1 = A(pow(t, -h[tau1]));
+    s.rho2 = A(pow(t, -h[tau2]));
+    s.lr = A(h[lr]);
+    s.decay = A(1.0 - h[lr] * h[weight_decay]);
+    s.eps = A(h[eps]);
+    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    return s;
+  }
+
+  template <class A>
+  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
+    A &mug = state[0], &bg = state[1], &bhg = state[2];
+    A inv_b = A(1) / (bg + bhg);
+    A w = bg * inv_b;                                                   // gain
+    A d = ghat - mug;
+    A dg = w * d;                                                       // mug' - mug
+    A dghat = bhg * inv_b * d;                                          // ghat - mug', with 1 - w uncancelled
+    mug = mug + dg;                                                     // 15
+    A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);            // 16
+    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg), Bounds<A>::tiny);           // 18, 20
+    bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg), Bounds<A>::tiny);  // 19, 21
+    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));        // 24
+  }
+};
+
+}  // namespace vsgd

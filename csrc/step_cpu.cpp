@@ -1,0 +1,174 @@
+// One parallel region over the blocks of all tensors; the loop over a block is compiled for each instruction set.
+#include "step_cpu.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "rules.h"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define VSGD_X86 1
+#define VSGD_AVX2 __attribute__((target("avx2")))
+#define VSGD_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#else
+#define VSGD_X86 0
+#endif
+
+namespace vsgd {
+
+Isa detect_isa() {
+#if VSGD_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+namespace {
+
+// Where the operands of a run of elements begin.
+template <class P>
+struct Operands {
+  using A = typename Arithmetic<P>::type;
+  P* param;
+  const P* grad;
+  A* state[kMaxStates];
+};
+
+template <class Rule, class P, class A = typename Arithmetic<P>::type>
+VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars, A grad_factor) {
+  const auto s = scalars;
+  const A factor = s.sign * grad_factor;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    A theta = load(at.param + i);
+    A ghat = bounded(load(at.grad + i) * factor);
+    A state[Rule::states];
+    for (int k = 0; k < Rule::states; ++k) state[k] = at.state[k][i];
+    Rule::update(theta, ghat, state, s);
+    for (int k = 0; k < Rule::states; ++k) at.state[k][i] = state[k];
+    store(at.param + i, theta);
+  }
+}
+
+template <class Rule, class P, class A = typename Arithmetic<P>::type>
+struct Run {
+  using Scalars = typename Rule::template Scalars<A>;
+  using Function = void (*)(Operands<P>, int64_t, const Scalars&, A);
+
+  static void baseline(Operands<P> at, int64_t n, const Scalars& s, A f) { run<Rule, P>(at, n, s, f); }
+#if VSGD_X86
+  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s, A f) { run<Rule, P>(at, n, s, f); }
+  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s, A f) { run<Rule, P>(at, n, s, f); }
+#endif
+
+  static Function of(Isa isa) {
+#if VSGD_X86
+    if (isa == Isa::avx512) return avx512;
+    if (isa == Isa::avx2) return avx2;
+#endif
+    return baseline;
+  }
+};
+
+// Walks the elements of a strided tensor in order; `offset[o]` is where operand o has the current one.
+class Walk {
+ public:
+  Walk(const Layout& layout, int operands, int64_t element) : layout_(layout), operands_(operands), index_(layout.dims) {
+    for (int64_t d = layout.dims - 1; d >= 0; --d) {
+      index_[d] = element % layout.sizes[d];
+      element /= layout.sizes[d];
+      for (int o = 0; o < operands; ++o) offset[o] += index_[d] * layout.of(o)[d];
+    }
+  }
+
+  void next() {
+    for (int64_t d = layout_.dims - 1; d >= 0; --d) {
+      bool wraps = ++index_[d] == layout_.sizes[d];
+      int64_t move = wraps ? 1 - layout_.sizes[d] : 1;
+      for (int o = 0; o < operands_; ++o) offset[o] += move * layout_.of(o)[d];
+      if (!wraps) return;
+      index_[d] = 0;
+    }
+  }
+
+  int64_t offset[2 + kMaxStates] = {};
+
+ private:
+  const Layout layout_;
+  const int operands_;
+  std::vector<int64_t> index_;
+};
+
+// A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
+template <class Rule, class P, class A = typename Arithmetic<P>::type>
+void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t end,
+                 const typename Rule::template Scalars<A>& scalars, A grad_factor,
+                 typename Run<Rule, P>::Function run) {
+  constexpr int64_t kTile = 256;
+  P param[kTile], grad[kTile];
+  A state[Rule::states][kTile];
+  Operands<P> tile{param, grad, {}};
+  A* home[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) {
+    tile.state[k] = state[k];
+    home[k] = reinterpret_cast<A*>(row.state[k]);
+  }
+  Walk in(layout, 2 + Rule::states, begin), out = in;
+  for (int64_t i = begin; i < end; i += kTile) {
+    int64_t n = std::min(kTile, end - i);
+    for (int64_t j = 0; j < n; ++j, in.next()) {
+      param[j] = reinterpret_cast<const P*>(row.param)[in.offset[0]];
+      grad[j] = reinterpret_cast<const P*>(row.grad)[in.offset[1]];
+      for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[2 + k]];
+    }
+    run(tile, n, scalars, grad_factor);
+    for (int64_t j = 0; j < n; ++j, out.next()) {
+      reinterpret_cast<P*>(row.param)[out.offset[0]] = param[j];
+      for (int k = 0; k < Rule::states; ++k) home[k][out.offset[2 + k]] = state[k][j];
+    }
+  }
+}
+
+template <class Rule, class P>
+void run_row(const Row& row, const int64_t* layouts, int64_t begin, int64_t end, const double* hyper, double t,
+             double grad_factor, Isa isa) {
+  using A = typename Arithmetic<P>::type;
+  const auto scalars = Rule::template scalars<A>(t, hyper);
+  const auto run = Run<Rule, P>::of(isa);
+  if (row.layout >= 0)
+    return run_strided<Rule, P>(row, Layout(layouts + row.layout), begin, end, scalars, A(grad_factor), run);
+  Operands<P> at{reinterpret_cast<P*>(row.param) + begin, reinterpret_cast<const P*>(row.grad) + begin, {}};
+  for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<A*>(row.state[k]) + begin;
+  run(at, end - begin, scalars, A(grad_factor));
+}
+
+}  // namespace
+
+template <class Rule>
+void step_cpu(const Row* rows, int64_t n, const int64_t* layouts, const double* hyper, Amp amp, Isa isa) {
+  if (amp.found_inf && *amp.found_inf != 0.0f) return;
+  if (isa == Isa::automatic) {
+    static const Isa best = detect_isa();
+    isa = best;
+  }
+  const double grad_factor = amp.grad_scale ? 1.0 / *amp.grad_scale : 1.0;
+  for (int64_t i = 0; i < n; ++i) *reinterpret_cast<float*>(rows[i].step) += 1.0f;
+
+  constexpr decltype(&run_row<Rule, float>) run_dtype[] = {run_row<Rule, float>, run_row<Rule, double>,
+                                                           run_row<Rule, bf16>, run_row<Rule, fp16>};
+  constexpr int64_t kGrain = 16;  // blocks; a thread costs more than it saves below some 16,000 elements
+  Blocks blocks(rows, n);
+  torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
+    blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
+      const Row& row = rows[i];
+      run_dtype[row.dtype](row, layouts, begin, end, hyper + row.group * Rule::hypers,
+                           *reinterpret_cast<const float*>(row.step), grad_factor, isa);
+    });
+  });
+}
+
+template void step_cpu<Vsgd>(const Row*, int64_t, const int64_t*, const double*, Amp, Isa);
+
+}  // namespace vsgd

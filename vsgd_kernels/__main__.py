@@ -1,0 +1,53 @@
+"""The command line: `python -m vsgd_kernels env`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+
+import torch
+
+from . import __version__, backends
+
+
+def environment() -> str:
+    """Versions, threads, and each backend with the reason where it is not available, as lines of text."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "not installed"
+    lines = [
+        f"vsgd_kernels  {__version__}",
+        f"torch         {torch.__version__} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})",
+        f"triton        {triton}",
+        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"CUDA device   {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
+        "",
+        "backend       runs on     available",
+    ]
+    for backend in backends.BACKENDS.values():
+        devices = ", ".join(backend.device_types or ("any device",))
+        reason = backend.why_unavailable()
+        lines.append(f"{backend.name:13} {devices:11} {'yes' if reason is None else f'no: {reason}'}")
+    try:
+        requested = backends.requested(None)
+        chosen = requested.name if requested else "not set: the first that is available and fits the device"
+    except (ValueError, RuntimeError) as error:
+        chosen = f"error: {error}"
+    return "\n".join([*lines, "", f"{backends.VARIABLE}  {chosen}"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vsgd_kernels", description="Fused VSGD optimizers for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("env", help="print versions and which backends are available, and if not why")
+    parser.parse_args(argv)
+    print(environment())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The backends, and the one way in which one is chosen."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from .cpp import CppBackend
+from .eager import EagerBackend
+
+#: The environment variable that names a backend for every optimizer whose constructor names none.
+VARIABLE = "VSGD_KERNELS_BACKEND"
+
+
+class Backend(Protocol):
+    """What steps a batch. A backend checks nothing of it: `Batch.check` has."""
+
+    name: str
+    #: device types on which it runs; None for all
+    device_types: tuple[str, ...] | None
+
+    def why_unavailable(self) -> str | None:
+        """Why it cannot be used in this installation and what would bring it, or None where it can."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """What `run` needs of a batch and can be kept for the next step."""
+
+    def set_grads(self, prepared: Any, grads: list[Tensor]) -> None:
+        """Replaces the gradients by others of the same dtypes, shapes and strides."""
+
+    def run(self, prepared: Any, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps the batch: parameters, states and step counts."""
+
+
+#: Every backend, the fastest first.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), EagerBackend())}
+
+
+def find(name: str, origin: str = "backend") -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: there is none; `origin` is the argument that asked for it.
+        RuntimeError: it is not available in this installation.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"{origin} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    if reason := BACKENDS[name].why_unavailable():
+        raise RuntimeError(f"{origin}={name!r} is not available: {reason}")
+    return BACKENDS[name]
+
+
+def requested(name: str | None) -> Backend | None:
+    """The backend that the constructor's argument or else the environment variable asks for, if either does."""
+    if name is not None:
+        return find(name)
+    variable = os.environ.get(VARIABLE)
+    return find(variable, VARIABLE) if variable else None
+
+
+def choose(name: str | None, device: torch.device) -> Backend:
+    """The backend for a device: the one requested, or else the first that is available and runs there.
+
+    Raises:
+        ValueError: the backend requested is unknown or does not run on `device`.
+        RuntimeError: the backend requested is not available.
+    """
+    backend = requested(name)
+    if backend is None:
+        return next(b for b in BACKENDS.values() if _runs_on(b, device) and b.why_unavailable() is None)
+    if not _runs_on(backend, device):
+        raise ValueError(f"backend={backend.name!r} runs on {backend.device_types}, got a parameter on {device}")
+    return backend
+
+
+def _runs_on(backend: Backend, device: torch.device) -> bool:
+    return backend.device_types is None or device.type in backend.device_types

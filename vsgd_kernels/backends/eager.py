@@ -1,0 +1,49 @@
+"""The eager backend: the reference, one tensor after the other, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..batch import Batch
+from ..rules import arithmetic_dtype
+
+
+class EagerBackend:
+    """Plain torch operations: everywhere available, slow, with temporaries of a parameter's size."""
+
+    name = "eager"
+    device_types = None
+
+    def why_unavailable(self) -> str | None:
+        """It always is available."""
+        return None
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Nothing to prepare."""
+        return batch
+
+    def set_grads(self, prepared: Batch, grads: list[Tensor]) -> None:
+        """Takes the new gradients."""
+        prepared.grads = grads
+
+    @torch.no_grad()
+    def run(self, prepared: Batch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps the batch."""
+        if found_inf is not None and found_inf.item():
+            return
+        grad_factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
+        update = reference.RULES[prepared.rule.name]
+        rows = prepared.hyper.tolist()
+        for param, grad, states, step, group in zip(
+            prepared.params, prepared.grads, prepared.states, prepared.steps, prepared.groups, strict=True
+        ):
+            step += 1
+            dtype = arithmetic_dtype(param.dtype)
+            scalars = prepared.rule.scalars(step.item(), rows[group], dtype)
+            ghat = reference.bounded(grad.to(dtype) * (scalars.sign * grad_factor))
+            theta, new_states = update(param.to(dtype), ghat, states, scalars)
+            param.copy_(theta)
+            for state, new_state in zip(states, new_states, strict=True):
+                state.copy_(new_state)

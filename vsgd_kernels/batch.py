@@ -1,0 +1,95 @@
+"""The operands of one step on one device, and what must hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rules import Rule, arithmetic_dtype
+
+#: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Batch:
+    """The operands of one step.
+
+    Attributes:
+        rule: the update rule.
+        names: what errors call each parameter.
+        params: parameters, any layout without overlap, of `DTYPES`, all on one device.
+        grads: their gradients; same shapes, dtypes and device, any strides.
+        states: for each parameter its states in the rule's order, in `arithmetic_dtype`; same shape and device.
+        steps: for each parameter the number of steps it has taken, float32 and 0-dimensional, on the CPU.
+        hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
+        groups: for each parameter its row of `hyper`.
+    """
+
+    rule: Rule
+    names: Sequence[str]
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[tuple[Tensor, ...]]
+    steps: list[Tensor]
+    hyper: Tensor
+    groups: list[int]
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError, naming tensor and value, where an operand is not as described above."""
+        for name, param, grad in zip(self.names, self.params, self.grads, strict=True):
+            check_param(name, param)
+            check_grad(name, param, grad)
+        for name, param, states, step in zip(self.names, self.params, self.states, self.steps, strict=True):
+            for key, state in zip(self.rule.states, states, strict=True):
+                _check_like(f"state {key!r} of {name}", state, param, arithmetic_dtype(param.dtype))
+                _check_written(f"state {key!r} of {name}", state)
+            if step.dtype != torch.float32 or step.dim() != 0 or step.device.type != "cpu":
+                raise TypeError(
+                    f"state 'step' of {name} must be a 0-dimensional float32 tensor on the CPU, "
+                    f"got {step.dim()} dimensions, {step.dtype}, {step.device}"
+                )
+
+
+def check_param(name: str, param: Tensor) -> None:
+    """Raises TypeError or ValueError where a parameter cannot be stepped."""
+    check_dtype(name, param)
+    if param.device.type == "meta":
+        raise ValueError(f"{name} has no data: its device is meta; give it data (Module.to_empty) before step()")
+    _check_written(name, param)
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raises TypeError where a parameter is not dense and of a supported dtype."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got layout {tensor.layout}")
+    if tensor.dtype not in DTYPES:
+        expected = ", ".join(map(str, DTYPES))
+        raise TypeError(f"{name} must have one of the dtypes {expected}, got {tensor.dtype}")
+
+
+def check_grad(name: str, param: Tensor, grad: Tensor) -> None:
+    """Raises TypeError or ValueError where a gradient does not fit its parameter."""
+    if grad.layout != torch.strided:
+        raise TypeError(f"the gradient of {name} must be dense, got layout {grad.layout}")
+    _check_like(f"the gradient of {name}", grad, param, param.dtype)
+
+
+def _check_like(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} for a parameter of {param.dtype}, got {tensor.dtype}")
+    if tensor.shape != param.shape:
+        raise ValueError(f"{name} must have the parameter's shape {tuple(param.shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != param.device:
+        raise ValueError(f"{name} must be on the parameter's device {param.device}, got {tensor.device}")
+
+
+def _check_written(name: str, tensor: Tensor) -> None:
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ValueError(
+            f"{name} is written to, but several of its elements share memory (shape {tuple(tensor.shape)}, "
+            f"strides {tensor.stride()}); clone() it first"
+        )

@@ -1,0 +1,103 @@
+"""Checkpoints: what `load_state_dict` takes, including the authors' and pytorch_optimizer's, brought to one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import Rule, arithmetic_dtype
+
+#: Group entries of the two other implementations that are no settings of ours.
+_FOREIGN_SETTINGS = ("step", "pa2", "pbg2", "pbhg2", "weight_decouple", "foreach")
+#: The authors' constant, which neither implementation stores under a name.
+_AUTHORS_SHAPE_OFFSET = 1e-4
+
+
+class Exact:
+    """A state tensor on its way through `Optimizer.load_state_dict`, which would cast a bare one to the parameter's dtype."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def convert(state_dict: dict[str, Any], rule: Rule, params: list[Tensor]) -> dict[str, Any]:
+    """A state_dict of this package, of the authors' class or of pytorch_optimizer, as this package's optimizer takes it.
+
+    Args:
+        state_dict: as `Optimizer.state_dict` returns it; it is not changed, and nothing in it is shared with the result's
+            tensors.
+        rule: the rule of the optimizer that loads.
+        params: its parameters, in order.
+
+    Returns:
+        A state_dict with states in arithmetic dtype, on the parameters' devices and in their layouts, each inside an
+        `Exact`; a step count for each parameter that has states; and groups with the settings of this package.
+
+    Raises:
+        ValueError: states are missing, have another shape, hold rates that are not positive, or were made with coupled
+            weight decay.
+    """
+    groups = [_convert_group(group) for group in state_dict["param_groups"]]
+    ids = [(group, i) for group in state_dict["param_groups"] for i in group["params"]]
+    if len(ids) != len(params):
+        return state_dict  # the base class says what does not fit
+    states = dict(state_dict["state"])
+    for (group, i), param in zip(ids, params, strict=True):
+        if i in states:
+            states[i] = _convert_state(f"state of parameter {i}", states[i], group, rule, param)
+    return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
+    settings = {name: value for name, value in group.items() if name not in _FOREIGN_SETTINGS}
+    settings.setdefault("maximize", False)
+    if "shape_offset" not in group and "ghattg" in group:  # the authors'
+        settings["shape_offset"] = _AUTHORS_SHAPE_OFFSET
+    if "pa2" in group:  # pytorch_optimizer's
+        if not group.get("weight_decouple", True) and group["weight_decay"]:
+            raise ValueError(
+                f"weight_decouple=False with weight_decay={group['weight_decay']} in the checkpoint: "
+                "only decoupled weight decay is implemented"
+            )
+        settings["ps"] = group["pbg2"] / 2.0
+        settings["ghattg"] = group["pbhg2"] / group["pbg2"]
+        settings["shape_offset"] = group.get("shape_offset", _AUTHORS_SHAPE_OFFSET)
+    return settings
+
+
+def _convert_state(name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor) -> dict[str, Any]:
+    step = float(state.get("step", group.get("step", 0)))
+    if not state or step == 0:
+        return {}  # not stepped yet: it starts from the prior
+    if missing := [key for key in rule.states if key not in state]:
+        raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
+    converted: dict[str, Any] = {"step": Exact(torch.tensor(step, dtype=torch.float32))}
+    for key in rule.states:
+        saved = state[key]
+        if saved.shape != param.shape:
+            raise ValueError(f"{name}: expected {key} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
+        if key in rule.rates and not _all_positive(saved):
+            raise ValueError(f"{name}: expected every rate in {key} to be greater than 0, found {saved.min().item()}")
+        converted[key] = Exact(like_param(param).copy_(saved))
+    return converted
+
+
+def _all_positive(rates: Tensor) -> bool:
+    # NaN passes: a NaN gradient leaves it in its own element, and resuming is not the moment to object.
+    return not bool((rates <= 0).any())
+
+
+def like_param(param: Tensor) -> Tensor:
+    """An uninitialised state tensor for a parameter: its shape, layout and device, in arithmetic dtype."""
+    return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype), requires_grad=False)
+
+
+def unwrap(state: Iterable[tuple[Any, dict[str, Any]]]) -> None:
+    """Replaces every `Exact` in loaded states by its tensor, in place."""
+    for _, entries in state:
+        for key, value in entries.items():
+            if isinstance(value, Exact):
+                entries[key] = value.tensor

@@ -1,0 +1,88 @@
+"""The registered op: schema, fake implementation and checks, once, in front of every backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .batch import Batch
+from .rules import RULES
+
+
+class Launch:
+    """A batch that has been checked, and a backend prepared for it; it runs as often as the same tensors are stepped.
+
+    Raises:
+        TypeError, ValueError: an operand is not as `Batch` describes it, or the backend does not fit the device.
+    """
+
+    def __init__(self, batch: Batch, backend: str | None = None) -> None:
+        batch.check()
+        self.batch = batch
+        self.backend = backends.choose(backend, batch.params[0].device)
+        self._prepared = self.backend.prepare(batch)
+
+    def set_grads(self, grads: list[Tensor]) -> None:
+        """Replaces the gradients by others of the same dtypes, shapes and strides."""
+        self.backend.set_grads(self._prepared, grads)
+
+    def run(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
+        """Steps the batch once."""
+        self.backend.run(self._prepared, grad_scale, found_inf)
+        # Without this, a backward through a graph recorded before the step would use the new values in silence.
+        torch.autograd.graph.increment_version(self.batch.params)
+
+
+@torch.library.custom_op("vsgd_kernels::step", mutates_args=("params", "states", "steps"))
+def step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[Tensor],
+    steps: list[Tensor],
+    hyper: Tensor,
+    groups: list[int],
+    rule: str,
+    backend: str | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One step of an update rule on a list of tensors, in place.
+
+    Outside of a traced program the optimizers call `Launch`, which this op consists of, themselves: passing the lists of
+    a thousand tensors through the dispatcher costs more than stepping them.
+
+    Args:
+        params: parameters, all on one device; see `Batch`, also for the next five.
+        grads: gradients.
+        states: states, those of the first parameter first.
+        steps: step counts.
+        hyper: hyperparameters, a row a group.
+        groups: each parameter's row of `hyper`.
+        rule: a name in `RULES`.
+        backend: a name in `backends.BACKENDS`, or None for the choice described there.
+        grad_scale: gradients are divided by it; float32, 1 element.
+        found_inf: where it is not 0, the step changes nothing; float32, 1 element.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `Launch` and `backends.choose`; nothing is written then.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
+    if not params:
+        return
+    names = [f"params[{i}]" for i in range(len(params))]
+    k = len(RULES[rule].states)
+    if not len(grads) * k == len(steps) * k == len(groups) * k == len(states) == len(params) * k:
+        raise ValueError(
+            f"params, grads, steps and groups must have one entry a parameter and states {k}, got "
+            f"{len(params)}, {len(grads)}, {len(steps)}, {len(groups)} and {len(states)}"
+        )
+    per_param = [tuple(states[i : i + k]) for i in range(0, len(states), k)]
+    batch = Batch(RULES[rule], names, params, grads, per_param, steps, hyper, groups)
+    Launch(batch, backend).run(grad_scale, found_inf)
+
+
+@step.register_fake
+def _(*args: object, **kwargs: object) -> None:
+    return None

@@ -1,0 +1,60 @@
+"""The update rules in plain torch: the ground truth of every test, and the eager backend's arithmetic.
+
+Equation numbers are those of Chen, Kuzina, Esmaeili and Tomczak, "Variational Stochastic Gradient Descent for Deep Neural
+Networks". Rates are doubled, as the authors store them: ``bg`` is their 2b_g, ``1 / inv_a`` their 2a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import BOUNDS, VsgdScalars
+
+
+def bounded(ghat: Tensor) -> Tensor:
+    """Clamps finite gradients to what can be squared; NaN and ±Inf give NaN, which stays in its own element."""
+    big = BOUNDS[ghat.dtype].big
+    return ghat.clamp(-big, big) + (ghat - ghat)
+
+
+def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor, Tensor]:
+    """VSGD's gain w (Eq. 15), its complement 1-w without cancellation, and the posterior variance (Eq. 16)."""
+    inv_b = 1.0 / (bg + bhg)
+    w = bg * inv_b
+    sigma2 = (bhg * w * inv_a).clamp(min=BOUNDS[bg.dtype].tiny)
+    return w, bhg * inv_b, sigma2
+
+
+def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of VSGD, Algorithm 1.
+
+    Args:
+        theta: parameters, float32 or float64.
+        ghat: their noisy gradient, already `bounded`; same shape and dtype.
+        state: (mug, bg, bhg), the posterior mean and the doubled rates; same shape and dtype.
+        s: the scalars of this step.
+
+    Returns:
+        The new theta and the new state; the arguments are left as they are.
+    """
+    tiny = BOUNDS[theta.dtype].tiny
+    mug, bg, bhg = state
+    w, one_minus_w, sigma2 = vsgd_posterior(bg, bhg, s.inv_a)  # 15, 16
+    d = ghat - mug
+    dg = w * d  # mug' - mug
+    dghat = one_minus_w * d  # ghat - mug'
+    mug = mug + dg  # 15
+    bg = (bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg)).clamp(min=tiny)  # 18, 20
+    bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg)).clamp(min=tiny)  # 19, 21
+    theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
+    return theta, (mug, bg, bhg)
+
+
+#: rule name -> (theta, ghat, state, scalars) -> (theta, state)
+RULES: dict[str, Callable[[Tensor, Tensor, tuple[Tensor, ...], Any], tuple[Tensor, tuple[Tensor, ...]]]] = {
+    "vsgd": vsgd,
+}

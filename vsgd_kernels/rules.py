@@ -1,0 +1,108 @@
+"""What a rule is: its states, its hyperparameters, and the scalars of one step.
+
+The per-element equations of a rule stand in ``reference.py`` (torch) and ``csrc/rules.h`` (C++), under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Bounds(NamedTuple):
+    """What keeps the arithmetic of one dtype finite (``csrc/numbers.h`` has the same table).
+
+    Gradients beyond ``big`` count as it, since the rates hold squares, which must stay finite. Rates and variances below
+    ``tiny`` count as it, since they are divided by.
+    """
+
+    tiny: float
+    big: float
+
+
+BOUNDS = {torch.float32: Bounds(2.0**-100, 2.0**60), torch.float64: Bounds(2.0**-1000, 2.0**508)}
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which parameters of `dtype` are computed, and in which their state is kept."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def prior_rate(rate: float, dtype: torch.dtype) -> float:
+    """A prior rate, within what the arithmetic dtype can hold."""
+    return min(max(rate, BOUNDS[dtype].tiny), BOUNDS[dtype].big ** 2)
+
+
+class VsgdScalars(NamedTuple):
+    """The scalars of one VSGD step, in double; rates are doubled, as the authors store them."""
+
+    inv_a: float
+    pbg: float
+    pbhg: float
+    rho1: float
+    rho2: float
+    lr: float
+    decay: float
+    eps: float
+    sign: float
+
+
+def vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> VsgdScalars:
+    """The scalars of step `t` (from 1), for arithmetic in `dtype`."""
+    lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset = hyper
+    pbg = prior_rate(2.0 * ps, dtype)
+    pbhg = prior_rate(2.0 * ps * ghattg, dtype)
+    return VsgdScalars(
+        inv_a=1.0 / (pbg + shape_offset + (0.0 if t == 1 else 1.0)),
+        pbg=pbg,
+        pbhg=pbhg,
+        rho1=t**-tau1,
+        rho2=t**-tau2,
+        lr=lr,
+        decay=1.0 - lr * weight_decay,
+        eps=eps,
+        sign=-1.0 if maximize else 1.0,
+    )
+
+
+def vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float, float]:
+    """The states before the first step: no mean, and the prior rates."""
+    scalars = vsgd_scalars(1, hyper, dtype)
+    return 0.0, scalars.pbg, scalars.pbhg
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule.
+
+    Attributes:
+        name: the rule's name in the op, in ``reference.RULES`` and in C++.
+        states: names of its per-element states, in the order of every argument list.
+        rates: those of them that are strictly positive.
+        hyper: names of its hyperparameters, in the order of a row of the hyper table. Each is an entry of a parameter
+            group.
+        scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t.
+        initial: (row of the hyper table, arithmetic dtype) -> the states before the first step.
+    """
+
+    name: str
+    states: tuple[str, ...]
+    rates: tuple[str, ...]
+    hyper: tuple[str, ...]
+    scalars: Callable[[float, Sequence[float], torch.dtype], Any]
+    initial: Callable[[Sequence[float], torch.dtype], tuple[float, ...]]
+
+
+VSGD = Rule(
+    name="vsgd",
+    states=("mug", "bg", "bhg"),
+    rates=("bg", "bhg"),
+    hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau1", "tau2", "shape_offset"),
+    scalars=vsgd_scalars,
+    initial=vsgd_initial,
+)
+
+RULES = {rule.name: rule for rule in (VSGD,)}

@@ -1,0 +1,134 @@
+"""VSGD, Algorithm 1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from . import hyperparameters, reference, rules
+from .optimizer import FusedOptimizer
+
+
+class Posterior(NamedTuple):
+    """What VSGD believes of one parameter's gradient.
+
+    Attributes:
+        beta1: 1 - w, the weight of the previous mean in the next one; in Adam's terms its beta1. The parameter's shape.
+        mean: the posterior mean of the gradient. The parameter's shape.
+        variance: the posterior variance of the gradient. The parameter's shape.
+    """
+
+    beta1: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class VSGD(FusedOptimizer):
+    r"""Variational Stochastic Gradient Descent, fused into one pass over all parameters.
+
+    Chen, Kuzina, Esmaeili and Tomczak, "Variational Stochastic Gradient Descent for Deep Neural Networks", Algorithm 1.
+    The true gradient is a hidden variable; with the noisy gradient :math:`\hat g`, per element,
+
+    .. math::
+        w &= b_g / (b_g + b_{\hat g}) \\
+        \mu' &= \mu + w (\hat g - \mu)                                                        & (15) \\
+        \sigma^2 &= (b_{\hat g} / a) \, w                                                      & (16) \\
+        b_g' &= b_g + \rho_1 (\gamma + (\sigma^2 + (\mu' - \mu)^2) / 2 - b_g)                  & (18, 20) \\
+        b_{\hat g}' &= b_{\hat g} + \rho_2 (K_g \gamma + (\sigma^2 + (\mu' - \hat g)^2) / 2 - b_{\hat g}) & (19, 21) \\
+        \theta' &= \theta (1 - \eta \lambda) - \eta \mu' / (\sqrt{\mu'^2 + \sigma^2} + \epsilon) & (24) \\
+        \rho_1 &= t^{-\kappa_1}, \quad \rho_2 = t^{-\kappa_2}
+
+    Where paper and authors' code differ, this follows the code (see README.md); defaults are the code's.
+
+    Args:
+        params: parameters, named parameters, or dicts of parameter groups. Dense, of dtype float32, float64, bfloat16 or
+            float16; state and arithmetic are float32, or float64 for float64.
+        lr: learning rate η ≥ 0, a number or a tensor of one element. 3 to 10 times AdamW's is a good first try.
+        ghattg: K_g > 0, the prior ratio of the variance of the noise to that of the gradient's change.
+        ps: γ > 0, the strength of the prior.
+        tau1: κ1 in (0, 1], the exponent of the averaging of b_g.
+        tau2: κ2 in (0, 1], the exponent of the averaging of b_ĝ.
+        weight_decay: λ ≥ 0, decoupled as in AdamW.
+        eps: ε ≥ 0, added to the denominator.
+        shape_offset: ≥ 0, added to 2a; the authors' code has 1e-4, the paper 0.
+        maximize: ascend instead of descend.
+        backend: "cpp" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND names, or else the
+            fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
+
+    Raises:
+        TypeError, ValueError: a setting or parameter is none of the above.
+        RuntimeError: the backend asked for is not available.
+
+    A parameter's state is made at its first gradient: ``step``, ``mug`` (μ), ``bg`` and ``bhg`` (2b_g and 2b_ĝ), under the
+    authors' names. Checkpoints of the authors' class and of pytorch_optimizer's VSGD load.
+
+    Finite gradients never lead to NaN: beyond ±2^60 (2^508 for float64) a gradient counts as that bound. A NaN or infinite
+    gradient makes its own element NaN and no other.
+
+    Example:
+        >>> optimizer = VSGD(model.parameters(), lr=1e-2)
+        >>> loss.backward()
+        >>> optimizer.step()
+    """
+
+    rule = rules.VSGD
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        *,
+        ghattg: float = 30.0,
+        ps: float = 1e-8,
+        tau1: float = 0.81,
+        tau2: float = 0.9,
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+        shape_offset: float = 1e-4,
+        maximize: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "ghattg": ghattg,
+            "ps": ps,
+            "tau1": tau1,
+            "tau2": tau2,
+            "weight_decay": weight_decay,
+            "eps": eps,
+            "shape_offset": shape_offset,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, backend)
+
+    @torch.no_grad()
+    def get_current_posterior(self) -> list[Posterior]:
+        """For each parameter in order what its rates say now, which is what the next step will use.
+
+        A parameter without a state has the prior's values.
+        """
+        return [
+            self._posterior(param, hyperparameters.row(self.rule.hyper, group))
+            for group in self.param_groups
+            for param in group["params"]
+        ]
+
+    def get_current_beta1_estimate(self) -> list[Tensor]:
+        """For each parameter in order 1 - w, the weight of the previous mean; the authors' method of that name."""
+        return [posterior.beta1 for posterior in self.get_current_posterior()]
+
+    def _posterior(self, param: Tensor, row: tuple[float, ...]) -> Posterior:
+        dtype = rules.arithmetic_dtype(param.dtype)
+        if state := self.state.get(param):
+            mug, bg, bhg = (state[name] for name in self.rule.states)
+            next_step = state["step"].item() + 1
+        else:
+            mug, bg, bhg = (torch.full_like(param, x, dtype=dtype) for x in self.rule.initial(row, dtype))
+            next_step = 1
+        _, beta1, variance = reference.vsgd_posterior(bg, bhg, self.rule.scalars(next_step, row, dtype).inv_a)
+        return Posterior(beta1, mug.clone(), variance)
+
+
