@@ -42,14 +42,14 @@ template <> struct Bounds<double> {
 
 // at_least(NaN, floor) is NaN.
 template <class A>
-VSGD_FN A at_least(A x, A floor) { return x < floor ? floor : x; }
+VSGD_FN A at_least(A x, A floor) { return floor > x ? floor : x; }
 
 // Finite gradients are clamped to ±big; NaN and ±Inf give NaN, which stays in its own element.
 template <class A>
 VSGD_FN A bounded(A ghat) {
   A poison = ghat - ghat;
-  ghat = ghat > Bounds<A>::big ? Bounds<A>::big : ghat;
-  ghat = ghat < -Bounds<A>::big ? -Bounds<A>::big : ghat;
+  ghat = Bounds<A>::big < ghat ? Bounds<A>::big : ghat;
+  ghat = -Bounds<A>::big > ghat ? -Bounds<A>::big : ghat;
   return ghat + poison;
 }
 

@@ -7,6 +7,7 @@
 
 #include "rules.h"
 #include "step_cpu.h"
+#include "watch.h"
 
 using torch::stable::Tensor;
 
@@ -32,12 +33,26 @@ void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& hyper, s
   step(rows, table.size(0), layouts.const_data_ptr<int64_t>(), hyper.const_data_ptr<double>(), amp, isa_of(isa));
 }
 
+// A watch is known to Python by its address.
+int64_t watch(std::vector<Tensor> tensors) { return reinterpret_cast<int64_t>(new vsgd::Watch(std::move(tensors))); }
+bool watch_moved(int64_t watch) { return reinterpret_cast<const vsgd::Watch*>(watch)->moved(); }
+void watch_end(int64_t watch) { delete reinterpret_cast<vsgd::Watch*>(watch); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
   m.def(
       "_step_cpu(Tensor table, Tensor layouts, Tensor hyper, str rule, Tensor? grad_scale, Tensor? found_inf, "
       "str isa) -> ()");
+  m.def("_watch(Tensor[] tensors) -> int");
+  m.def("_watch_moved(int watch) -> bool");
+  m.def("_watch_end(int watch) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CPU, m) { m.impl("_step_cpu", TORCH_BOX(&step_cpu)); }
+
+STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CompositeExplicitAutograd, m) {
+  m.impl("_watch", TORCH_BOX(&watch));
+  m.impl("_watch_moved", TORCH_BOX(&watch_moved));
+  m.impl("_watch_end", TORCH_BOX(&watch_end));
+}

@@ -1,6 +1,6 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
 // Each rule is a type: its number of states, its hyperparameters (columns of a row of the hyper table), the scalars
-// of one step (double arithmetic, rounded once), and the update. Rates are doubled, as the authors store them.
+// of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
@@ -48,16 +48,15 @@ struct Vsgd {
   template <class A>
   VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
-    A inv_b = A(1) / (bg + bhg);
-    A w = bg * inv_b;                                                   // gain
+    A w = bg / (bg + bhg);                                                              // gain
+    A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
     A d = ghat - mug;
-    A dg = w * d;                                                       // mug' - mug
-    A dghat = bhg * inv_b * d;                                          // ghat - mug', with 1 - w uncancelled
-    mug = mug + dg;                                                     // 15
-    A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);            // 16
-    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg), Bounds<A>::tiny);           // 18, 20
+    A dg = w * d;                                                                       // mug' - mug
+    A dghat = d - dg;                                                                   // ghat - mug'
+    mug = mug + dg;                                                                     // 15
+    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg), Bounds<A>::tiny);    // 18, 20
     bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg), Bounds<A>::tiny);  // 19, 21
-    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));        // 24
+    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
 };
 

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <tuple>
+
 #include "rules.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -37,13 +39,12 @@ struct Operands {
 };
 
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
-VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars, A grad_factor) {
+VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
   const auto s = scalars;
-  const A factor = s.sign * grad_factor;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     A theta = load(at.param + i);
-    A ghat = bounded(load(at.grad + i) * factor);
+    A ghat = bounded(load(at.grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = at.state[k][i];
     Rule::update(theta, ghat, state, s);
@@ -55,12 +56,12 @@ VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalar
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
 struct Run {
   using Scalars = typename Rule::template Scalars<A>;
-  using Function = void (*)(Operands<P>, int64_t, const Scalars&, A);
+  using Function = void (*)(Operands<P>, int64_t, const Scalars&);
 
-  static void baseline(Operands<P> at, int64_t n, const Scalars& s, A f) { run<Rule, P>(at, n, s, f); }
+  static void baseline(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P>(at, n, s); }
 #if VSGD_X86
-  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s, A f) { run<Rule, P>(at, n, s, f); }
-  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s, A f) { run<Rule, P>(at, n, s, f); }
+  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P>(at, n, s); }
+  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P>(at, n, s); }
 #endif
 
   static Function of(Isa isa) {
@@ -104,8 +105,7 @@ class Walk {
 // A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
 void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t end,
-                 const typename Rule::template Scalars<A>& scalars, A grad_factor,
-                 typename Run<Rule, P>::Function run) {
+                 const typename Rule::template Scalars<A>& scalars, typename Run<Rule, P>::Function run) {
   constexpr int64_t kTile = 256;
   P param[kTile], grad[kTile];
   A state[Rule::states][kTile];
@@ -123,7 +123,7 @@ void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t en
       grad[j] = reinterpret_cast<const P*>(row.grad)[in.offset[1]];
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[2 + k]];
     }
-    run(tile, n, scalars, grad_factor);
+    run(tile, n, scalars);
     for (int64_t j = 0; j < n; ++j, out.next()) {
       reinterpret_cast<P*>(row.param)[out.offset[0]] = param[j];
       for (int k = 0; k < Rule::states; ++k) home[k][out.offset[2 + k]] = state[k][j];
@@ -131,17 +131,44 @@ void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t en
   }
 }
 
+// The scalars of a step, kept while consecutive tensors share them: two pow cost as much as 64 elements.
+template <class Rule>
+class ScalarsOf {
+ public:
+  ScalarsOf(const double* hyper, double grad_scale) : hyper_(hyper), grad_scale_(grad_scale) {}
+
+  template <class A>
+  const typename Rule::template Scalars<A>& at(const Row& row) {
+    auto& kept = std::get<Kept<A>>(kept_);
+    const float t = *reinterpret_cast<const float*>(row.step);
+    if (kept.group != row.group || kept.t != t) {
+      kept = {row.group, t, Rule::template scalars<A>(t, hyper_ + row.group * Rule::hypers)};
+      kept.scalars.sign = A(kept.scalars.sign / grad_scale_);
+    }
+    return kept.scalars;
+  }
+
+ private:
+  template <class A>
+  struct Kept {
+    int64_t group = -1;
+    float t = 0;
+    typename Rule::template Scalars<A> scalars;
+  };
+  const double* hyper_;
+  const double grad_scale_;
+  std::tuple<Kept<float>, Kept<double>> kept_;
+};
+
 template <class Rule, class P>
-void run_row(const Row& row, const int64_t* layouts, int64_t begin, int64_t end, const double* hyper, double t,
-             double grad_factor, Isa isa) {
+void run_row(const Row& row, const int64_t* layouts, int64_t begin, int64_t end, ScalarsOf<Rule>& scalars_of, Isa isa) {
   using A = typename Arithmetic<P>::type;
-  const auto scalars = Rule::template scalars<A>(t, hyper);
+  const auto& scalars = scalars_of.template at<A>(row);
   const auto run = Run<Rule, P>::of(isa);
-  if (row.layout >= 0)
-    return run_strided<Rule, P>(row, Layout(layouts + row.layout), begin, end, scalars, A(grad_factor), run);
+  if (row.layout >= 0) return run_strided<Rule, P>(row, Layout(layouts + row.layout), begin, end, scalars, run);
   Operands<P> at{reinterpret_cast<P*>(row.param) + begin, reinterpret_cast<const P*>(row.grad) + begin, {}};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<A*>(row.state[k]) + begin;
-  run(at, end - begin, scalars, A(grad_factor));
+  run(at, end - begin, scalars);
 }
 
 }  // namespace
@@ -153,7 +180,7 @@ void step_cpu(const Row* rows, int64_t n, const int64_t* layouts, const double* 
     static const Isa best = detect_isa();
     isa = best;
   }
-  const double grad_factor = amp.grad_scale ? 1.0 / *amp.grad_scale : 1.0;
+  const double grad_scale = amp.grad_scale ? *amp.grad_scale : 1.0;
   for (int64_t i = 0; i < n; ++i) *reinterpret_cast<float*>(rows[i].step) += 1.0f;
 
   constexpr decltype(&run_row<Rule, float>) run_dtype[] = {run_row<Rule, float>, run_row<Rule, double>,
@@ -161,10 +188,9 @@ void step_cpu(const Row* rows, int64_t n, const int64_t* layouts, const double* 
   constexpr int64_t kGrain = 16;  // blocks; a thread costs more than it saves below some 16,000 elements
   Blocks blocks(rows, n);
   torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
+    ScalarsOf<Rule> scalars_of(hyper, grad_scale);
     blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
-      const Row& row = rows[i];
-      run_dtype[row.dtype](row, layouts, begin, end, hyper + row.group * Rule::hypers,
-                           *reinterpret_cast<const float*>(row.step), grad_factor, isa);
+      run_dtype[rows[i].dtype](rows[i], layouts, begin, end, scalars_of, isa);
     });
   });
 }

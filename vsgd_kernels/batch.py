@@ -1,4 +1,4 @@
-"""The operands of one step on one device, and what must hold of them."""
+"""The tensors that a step changes on one device, and what must hold of them and of their gradients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass
 class Batch:
-    """The operands of one step.
+    """What a step changes, and by which rule. The gradients come with each step, so that nothing keeps them alive.
 
     Attributes:
         rule: the update rule.
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
-        grads: their gradients; same shapes, dtypes and device, any strides.
         states: for each parameter its states in the rule's order, in `arithmetic_dtype`; same shape and device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional, on the CPU.
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
@@ -32,15 +31,17 @@ class Batch:
     rule: Rule
     names: Sequence[str]
     params: list[Tensor]
-    grads: list[Tensor]
     states: list[tuple[Tensor, ...]]
     steps: list[Tensor]
     hyper: Tensor
     groups: list[int]
 
-    def check(self) -> None:
-        """Raises TypeError or ValueError, naming tensor and value, where an operand is not as described above."""
-        for name, param, grad in zip(self.names, self.params, self.grads, strict=True):
+    def check(self, grads: list[Tensor]) -> None:
+        """Raises TypeError or ValueError, naming tensor and value, where an operand is not as described above.
+
+        Gradients must have their parameters' shapes, dtypes and device; their strides are free.
+        """
+        for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
         for name, param, states, step in zip(self.names, self.params, self.states, self.steps, strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -26,7 +27,7 @@ _LIMITS: dict[str, _Limit] = {
 }
 
 
-def row(names: Iterable[str], group: Mapping[str, Any]) -> tuple[float, ...]:
+def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:
     """The values of a parameter group, in the order of `names`, as a row of the hyper table.
 
     Raises:
@@ -34,23 +35,26 @@ def row(names: Iterable[str], group: Mapping[str, Any]) -> tuple[float, ...]:
         TypeError: one is not a number, or `maximize` not a bool.
         ValueError: one is out of its range; the message has its name and value.
     """
-    return tuple(_value(name, group[name]) for name in names)
+    return _checked_row(names, *(_number(name, group[name]) for name in names))
 
 
-def _value(name: str, value: Any) -> float:
-    if name == "maximize":
-        if not isinstance(value, bool):
-            raise TypeError(f"maximize must be a bool, got {value!r}")
-        return float(value)
-    if isinstance(value, Tensor) and name == "lr":
-        if value.numel() != 1:
-            raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(value.shape)}")
-        if value.is_complex():
-            raise TypeError(f"lr must be a real number, got {value!r}")
-        value = value.item()
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    words, holds = _LIMITS[name]
-    if not holds(float(value)):
-        raise ValueError(f"{name} must be {words}, got {value!r}")
-    return float(value)
+def _number(name: str, value: Any) -> Any:
+    """The number in a tensor; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+    return value.item()
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
+    for name, value in zip(names, values, strict=True):
+        if name == "maximize":
+            if not isinstance(value, bool):
+                raise TypeError(f"maximize must be a bool, got {value!r}")
+        elif not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a real number, got {value!r}")
+        elif not _LIMITS[name][1](float(value)):
+            raise ValueError(f"{name} must be {_LIMITS[name][0]}, got {value!r}")
+    return tuple(map(float, values))

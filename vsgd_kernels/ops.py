@@ -17,19 +17,19 @@ class Launch:
         TypeError, ValueError: an operand is not as `Batch` describes it, or the backend does not fit the device.
     """
 
-    def __init__(self, batch: Batch, backend: str | None = None) -> None:
-        batch.check()
+    def __init__(self, batch: Batch, grads: list[Tensor], backend: str | None = None) -> None:
+        batch.check(grads)
         self.batch = batch
         self.backend = backends.choose(backend, batch.params[0].device)
-        self._prepared = self.backend.prepare(batch)
+        self._prepared = self.backend.prepare(batch, grads)
 
-    def set_grads(self, grads: list[Tensor]) -> None:
-        """Replaces the gradients by others of the same dtypes, shapes and strides."""
-        self.backend.set_grads(self._prepared, grads)
+    def is_current(self) -> bool:
+        """Whether what was prepared is still where it was; where not, the launch must be made anew."""
+        return self.backend.is_current(self._prepared)
 
-    def run(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
-        """Steps the batch once."""
-        self.backend.run(self._prepared, grad_scale, found_inf)
+    def run(self, grads: list[Tensor], grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
+        """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with."""
+        self.backend.run(self._prepared, grads, grad_scale, found_inf)
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         torch.autograd.graph.increment_version(self.batch.params)
 
@@ -79,8 +79,8 @@ def step(
             f"{len(params)}, {len(grads)}, {len(steps)}, {len(groups)} and {len(states)}"
         )
     per_param = [tuple(states[i : i + k]) for i in range(0, len(states), k)]
-    batch = Batch(RULES[rule], names, params, grads, per_param, steps, hyper, groups)
-    Launch(batch, backend).run(grad_scale, found_inf)
+    batch = Batch(RULES[rule], names, params, per_param, steps, hyper, groups)
+    Launch(batch, grads, backend).run(grads, grad_scale, found_inf)
 
 
 @step.register_fake

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import backends, checkpoint, hyperparameters, ops
-from .batch import Batch, check_dtype, check_grad, check_param
+from . import backends, checkpoint, hyperparameters
+from .batch import check_dtype, check_grad, check_param
+from .checkpoint import like_param
+from .plan import Plan, gradients_of, operands_of, param_name
 from .rules import Rule, arithmetic_dtype
 
 
@@ -26,7 +28,7 @@ class FusedOptimizer(Optimizer):
         hyperparameters.row(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
         self._backend = backend
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -35,7 +37,7 @@ class FusedOptimizer(Optimizer):
         try:
             hyperparameters.row(self.rule.hyper, self.param_groups[-1])
             for i, param in enumerate(self.param_groups[-1]["params"]):
-                check_dtype(_name(self.param_groups, len(self.param_groups) - 1, i), param)
+                check_dtype(param_name(self.param_groups, len(self.param_groups) - 1, i), param)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -61,32 +63,28 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        operands = _Operands(self.param_groups)
-        if not operands.params:
-            return loss
         rows = [hyperparameters.row(self.rule.hyper, group) for group in self.param_groups]
-        states = list(map(self.state.get, operands.params))
-        if not all(states):
-            self._init_state(operands, rows)
-            states = list(map(self.state.get, operands.params))
-        if self._plan is None or not self._plan.follows(operands, states, rows):
-            self._plan = _Plan(self, operands, states, rows)
-        for launch in self._plan.launches:
-            launch.run(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        grads = gradients_of(self.param_groups)
+        if self._plan is None or not self._plan.serves(self.param_groups, grads, self.state, rows):
+            self._plan = self._make_plan(rows)
+        self._plan.run(grads, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return loss
 
-    def _init_state(self, operands: _Operands, rows: list[tuple[float, ...]]) -> None:
-        """Gives a state to every parameter that steps for the first time."""
-        names = operands.names(self.param_groups)
-        for name, param, grad in zip(names, operands.params, operands.grads, strict=True):
-            check_param(name, param)
-            check_grad(name, param, grad)
-        for param, group in zip(operands.params, operands.groups, strict=True):
-            if not self.state[param]:
-                initial = self.rule.initial(rows[group], arithmetic_dtype(param.dtype))
-                self.state[param]["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-                for key, value in zip(self.rule.states, initial, strict=True):
-                    self.state[param][key] = checkpoint.like_param(param).fill_(value)
+    def _make_plan(self, rows: list[tuple[float, ...]]) -> Plan:
+        """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches."""
+        operands = list(operands_of(self.param_groups))
+        for op in operands:
+            check_param(op.name, op.param)
+            check_grad(op.name, op.param, op.grad)
+        for op in operands:
+            if not self.state.get(op.param):
+                self.state[op.param] = self._initial_state(op.param, rows[op.group])
+        return Plan(self.rule, self._backend, self.param_groups, self.state, rows)
+
+    def _initial_state(self, param: Tensor, row: tuple[float, ...]) -> dict[str, Tensor]:
+        initial = self.rule.initial(row, arithmetic_dtype(param.dtype))
+        states = {k: like_param(param).fill_(value) for k, value in zip(self.rule.states, initial, strict=True)}
+        return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.
@@ -126,96 +124,3 @@ class FusedOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-
-
-class _Operands:
-    """The parameters that have a gradient, in order."""
-
-    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
-        self.params: list[Tensor] = []
-        self.grads: list[Tensor] = []
-        self.groups: list[int] = []
-        for i, group in enumerate(param_groups):
-            for param in group["params"]:
-                if (grad := param.grad) is not None:
-                    self.params.append(param)
-                    self.grads.append(grad)
-                    self.groups.append(i)
-
-    def names(self, param_groups: list[dict[str, Any]]) -> list[str]:
-        """What errors call them."""
-        return [
-            _name(param_groups, i, j)
-            for i, group in enumerate(param_groups)
-            for j, param in enumerate(group["params"])
-            if param.grad is not None
-        ]
-
-
-class _Plan:
-    """The launches of a step, and what they were prepared for.
-
-    A step that finds the same tensors again reuses them. Everything by which a tensor can have changed is compared: which
-    it is, its address, its strides and its size. Identities are safe to compare, for the batches hold the tensors.
-    """
-
-    def __init__(
-        self,
-        optimizer: FusedOptimizer,
-        operands: _Operands,
-        states: list[dict[str, Any]],
-        rows: list[tuple[float, ...]],
-    ) -> None:
-        self._rows = rows
-        self._hyper = torch.tensor(rows, dtype=torch.float64)
-        rule, names = optimizer.rule, operands.names(optimizer.param_groups)
-        devices: dict[torch.device, list[int]] = {}
-        for i, param in enumerate(operands.params):
-            devices.setdefault(param.device, []).append(i)
-        self._indices = list(devices.values())
-        batches = [
-            Batch(
-                rule,
-                [names[i] for i in indices],
-                [operands.params[i] for i in indices],
-                [operands.grads[i] for i in indices],
-                [tuple(states[i][key] for key in rule.states) for i in indices],
-                [states[i]["step"] for i in indices],
-                self._hyper,
-                [operands.groups[i] for i in indices],
-            )
-            for indices in self._indices
-        ]
-        self.launches = [ops.Launch(batch, optimizer._backend) for batch in batches]
-        self._fixed, self._grad_addresses = self._fingerprint(operands, states)
-
-    def follows(self, operands: _Operands, states: list[dict[str, Any]], rows: list[tuple[float, ...]]) -> bool:
-        """Whether the launches serve these operands too, after taking their gradients and hyperparameters."""
-        fixed, grad_addresses = self._fingerprint(operands, states)
-        if fixed != self._fixed or len(rows) != len(self._rows):
-            return False
-        if grad_addresses != self._grad_addresses:
-            self._grad_addresses = grad_addresses
-            for launch, indices in zip(self.launches, self._indices, strict=True):
-                launch.set_grads([operands.grads[i] for i in indices])
-        if rows != self._rows:
-            self._rows = rows
-            self._hyper.copy_(torch.tensor(rows, dtype=torch.float64))
-        return True
-
-    @staticmethod
-    def _fingerprint(operands: _Operands, states: list[dict[str, Any]]) -> tuple[list[list[Any]], list[int]]:
-        """What must be equal for the launches to serve, and the gradients' addresses."""
-        params, grads = operands.params, operands.grads
-        kept = list(chain.from_iterable(map(dict.values, states)))
-        fixed: list[list[Any]] = [operands.groups]
-        fixed += (list(map(f, tensors)) for tensors in (params, kept) for f in (id, Tensor.data_ptr))
-        fixed += (list(map(f, tensors)) for tensors in (params, grads) for f in (Tensor.stride, Tensor.numel))
-        fixed += [[grad.dtype for grad in grads], [grad.device for grad in grads]]
-        return fixed, list(map(Tensor.data_ptr, grads))
-
-
-def _name(param_groups: list[dict[str, Any]], group: int, i: int) -> str:
-    """What errors call a parameter."""
-    own_name = param_groups[group].get("param_names")
-    return f"parameter {i} of group {group}" + (f" ({own_name[i]})" if own_name else "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .rules import BOUNDS, VsgdScalars
@@ -21,12 +20,11 @@ def bounded(ghat: Tensor) -> Tensor:
     return ghat.clamp(-big, big) + (ghat - ghat)
 
 
-def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor, Tensor]:
-    """VSGD's gain w (Eq. 15), its complement 1-w without cancellation, and the posterior variance (Eq. 16)."""
-    inv_b = 1.0 / (bg + bhg)
-    w = bg * inv_b
+def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor]:
+    """VSGD's gain w (Eq. 15) and posterior variance (Eq. 16)."""
+    w = bg / (bg + bhg)
     sigma2 = (bhg * w * inv_a).clamp(min=BOUNDS[bg.dtype].tiny)
-    return w, bhg * inv_b, sigma2
+    return w, sigma2
 
 
 def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -43,10 +41,10 @@ def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars)
     """
     tiny = BOUNDS[theta.dtype].tiny
     mug, bg, bhg = state
-    w, one_minus_w, sigma2 = vsgd_posterior(bg, bhg, s.inv_a)  # 15, 16
+    w, sigma2 = vsgd_posterior(bg, bhg, s.inv_a)  # 15, 16
     d = ghat - mug
     dg = w * d  # mug' - mug
-    dghat = one_minus_w * d  # ghat - mug'
+    dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
     bg = (bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg)).clamp(min=tiny)  # 18, 20
     bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg)).clamp(min=tiny)  # 19, 21

@@ -128,7 +128,7 @@ class VSGD(FusedOptimizer):
         else:
             mug, bg, bhg = (torch.full_like(param, x, dtype=dtype) for x in self.rule.initial(row, dtype))
             next_step = 1
-        _, beta1, variance = reference.vsgd_posterior(bg, bhg, self.rule.scalars(next_step, row, dtype).inv_a)
-        return Posterior(beta1, mug.clone(), variance)
+        w, variance = reference.vsgd_posterior(bg, bhg, self.rule.scalars(next_step, row, dtype).inv_a)
+        return Posterior(1.0 - w, mug.clone(), variance)
 
 

@@ -26,13 +26,13 @@ class Backend(Protocol):
     def why_unavailable(self) -> str | None:
         """Why it cannot be used in this installation and what would bring it, or None where it can."""
 
-    def prepare(self, batch: Batch) -> Any:
-        """What `run` needs of a batch and can be kept for the next step."""
+    def prepare(self, batch: Batch, grads: list[Tensor]) -> Any:
+        """What `run` needs of a batch, and of its gradients' layouts, and can be kept for the next step."""
 
-    def set_grads(self, prepared: Any, grads: list[Tensor]) -> None:
-        """Replaces the gradients by others of the same dtypes, shapes and strides."""
+    def is_current(self, prepared: Any) -> bool:
+        """Whether what was prepared still holds; where not, the batch must be prepared anew."""
 
-    def run(self, prepared: Any, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Any, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch: parameters, states and step counts."""
 
 

@@ -25,7 +25,7 @@ def _load_library() -> str | None:
     if not libraries:
         return f"this installation of vsgd_kernels has no compiled kernels; {_BUILD_HINT}"
     try:
-        torch.ops.load_library(libraries[0])
+        torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         return f"the compiled kernels {libraries[0].name} do not load ({error}); {_BUILD_HINT}"
     return None
@@ -35,7 +35,7 @@ class CppBackend:
     """``csrc/`` compiled: AVX-512, AVX2 or baseline code, chosen at run time, with the same bits."""
 
     name = "cpp"
-    device_types = ("cpu",)
+    device_types: tuple[str, ...] | None = ("cpu",)
     #: "auto", or the instruction set to use: "baseline", "avx2", "avx512"
     isa = "auto"
 
@@ -43,16 +43,17 @@ class CppBackend:
         """Why the kernels are not there, or None."""
         return _load_library()
 
-    def prepare(self, batch: Batch) -> Table:
+    def prepare(self, batch: Batch, grads: list[Tensor]) -> Table:
         """Builds the table of addresses."""
-        return Table(batch)
+        return Table(batch, grads)
 
-    def set_grads(self, prepared: Table, grads: list[Tensor]) -> None:
-        """Takes the new gradients' addresses."""
-        prepared.set_grads(grads)
+    def is_current(self, prepared: Table) -> bool:
+        """Whether parameters and states are where the table says."""
+        return prepared.is_current()
 
-    def run(self, prepared: Table, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Table, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch."""
+        prepared.point_to(grads)
         batch = prepared.batch
         torch.ops.vsgd_kernels._step_cpu(
             prepared.rows, prepared.layouts, batch.hyper, batch.rule.name, grad_scale, found_inf, self.isa

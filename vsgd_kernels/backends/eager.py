@@ -14,35 +14,35 @@ class EagerBackend:
     """Plain torch operations: everywhere available, slow, with temporaries of a parameter's size."""
 
     name = "eager"
-    device_types = None
+    device_types: tuple[str, ...] | None = None
 
     def why_unavailable(self) -> str | None:
         """It always is available."""
         return None
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, grads: list[Tensor]) -> Batch:
         """Nothing to prepare."""
         return batch
 
-    def set_grads(self, prepared: Batch, grads: list[Tensor]) -> None:
-        """Takes the new gradients."""
-        prepared.grads = grads
+    def is_current(self, prepared: Batch) -> bool:
+        """It knows tensors by name, not by address."""
+        return True
 
     @torch.no_grad()
-    def run(self, prepared: Batch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Batch, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch."""
         if found_inf is not None and found_inf.item():
             return
-        grad_factor = 1.0 if grad_scale is None else 1.0 / grad_scale.item()
+        scale = 1.0 if grad_scale is None else grad_scale.item()
         update = reference.RULES[prepared.rule.name]
         rows = prepared.hyper.tolist()
         for param, grad, states, step, group in zip(
-            prepared.params, prepared.grads, prepared.states, prepared.steps, prepared.groups, strict=True
+            prepared.params, grads, prepared.states, prepared.steps, prepared.groups, strict=True
         ):
             step += 1
             dtype = arithmetic_dtype(param.dtype)
             scalars = prepared.rule.scalars(step.item(), rows[group], dtype)
-            ghat = reference.bounded(grad.to(dtype) * (scalars.sign * grad_factor))
+            ghat = reference.bounded(grad.to(dtype) * (scalars.sign / scale))
             theta, new_states = update(param.to(dtype), ghat, states, scalars)
             param.copy_(theta)
             for state, new_state in zip(states, new_states, strict=True):

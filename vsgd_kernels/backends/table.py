@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -26,10 +28,10 @@ class Table:
             its record's offset, or -1.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, grads: list[Tensor]) -> None:
         self.batch = batch
         rows, layouts = array("q"), array("q")
-        columns = zip(batch.params, batch.grads, batch.states, batch.steps, batch.groups, strict=True)
+        columns = zip(batch.params, grads, batch.states, batch.steps, batch.groups, strict=True)
         for param, grad, states, step, group in columns:
             record = layout_record(param.shape, [t.stride() for t in (param, grad, *states)])
             rows.extend((param.data_ptr(), grad.data_ptr(), step.data_ptr(), param.numel()))
@@ -40,10 +42,23 @@ class Table:
         self.rows = _to_tensor(rows).view(-1, len(COLUMNS))
         self.layouts = _to_tensor(layouts)
 
-    def set_grads(self, grads: list[Tensor]) -> None:
-        """Takes gradients of the same dtypes, shapes and strides at other addresses."""
-        self.batch.grads = grads
-        self.rows[:, _GRAD] = _to_tensor(array("q", map(Tensor.data_ptr, grads)))
+        self._param_addresses = list(map(Tensor.data_ptr, batch.params))
+        self._grad_addresses = list(map(Tensor.data_ptr, grads))
+        self._watch = torch.ops.vsgd_kernels._watch(list(chain.from_iterable(batch.states)))
+        weakref.finalize(self, torch.ops.vsgd_kernels._watch_end, self._watch)
+
+    def is_current(self) -> bool:
+        """Whether parameters, states and step counts are where the table says."""
+        if torch.ops.vsgd_kernels._watch_moved(self._watch):
+            return False
+        return list(map(Tensor.data_ptr, self.batch.params)) == self._param_addresses
+
+    def point_to(self, grads: list[Tensor]) -> None:
+        """Takes the addresses of gradients that are laid out as those it was built with."""
+        addresses = list(map(Tensor.data_ptr, grads))
+        if addresses != self._grad_addresses:
+            self._grad_addresses = addresses
+            self.rows[:, _GRAD] = _to_tensor(array("q", addresses))
 
 
 def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:

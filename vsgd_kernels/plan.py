@@ -1,0 +1,144 @@
+"""The launches of a step, kept for as long as the same tensors are stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, compress, repeat
+from operator import is_, is_not
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .ops import Launch
+from .rules import Rule
+
+ParamGroups = list[dict[str, Any]]
+States = Mapping[Tensor, dict[str, Any]]
+
+
+class Operand(NamedTuple):
+    """A parameter that has a gradient, and what errors call it."""
+
+    name: str
+    param: Tensor
+    grad: Tensor
+    group: int
+
+
+def operands_of(param_groups: ParamGroups) -> Iterator[Operand]:
+    """The parameters that have a gradient, in order."""
+    for i, group in enumerate(param_groups):
+        for j, param in enumerate(group["params"]):
+            if param.grad is not None:
+                yield Operand(param_name(param_groups, i, j), param, param.grad, i)
+
+
+def param_name(param_groups: ParamGroups, group: int, i: int) -> str:
+    """What errors call a parameter."""
+    own_name = param_groups[group].get("param_names")
+    return f"parameter {i} of group {group}" + (f" ({own_name[i]})" if own_name else "")
+
+
+class Plan:
+    """One launch for each device on which a parameter has a gradient.
+
+    A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more than
+    stepping them, so it is done in whole-list operations that stay inside the interpreter's C code.
+
+    Args:
+        rule: the update rule.
+        backend: the constructor's argument.
+        param_groups: the optimizer's.
+        state: the optimizer's; every parameter with a gradient must have one.
+        rows: each group's row of the hyper table.
+
+    Raises:
+        TypeError, ValueError: an operand is not as `Batch` describes it.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        backend: str | None,
+        param_groups: ParamGroups,
+        state: States,
+        rows: list[tuple[float, ...]],
+    ) -> None:
+        operands = list(operands_of(param_groups))
+        self._states = [state[op.param] for op in operands]
+        self._rows = rows
+        self._hyper = torch.tensor(rows, dtype=torch.float64)
+        self._launches: list[tuple[Launch, list[int]]] = []
+        for indices in _by_device(operands):
+            batch = Batch(
+                rule,
+                [operands[i].name for i in indices],
+                [operands[i].param for i in indices],
+                [tuple(self._states[i][key] for key in rule.states) for i in indices],
+                [self._states[i]["step"] for i in indices],
+                self._hyper,
+                [operands[i].group for i in indices],
+            )
+            self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
+        grads = gradients_of(param_groups)
+        self._objects = list(self._look(param_groups, state))
+        self._group_sizes = [len(group["params"]) for group in param_groups]
+        self._has_grad = list(map(is_not, grads, repeat(None)))
+        self._strides = [op.grad.stride() for op in operands]
+        self._sizes = [op.grad.numel() for op in operands]
+
+    def serves(
+        self,
+        param_groups: ParamGroups,
+        grads: list[Tensor | None],
+        state: States,
+        rows: list[tuple[float, ...]],
+    ) -> bool:
+        """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
+        present = _present(grads)
+        if not (
+            self._group_sizes == [len(group["params"]) for group in param_groups]
+            and self._has_grad == list(map(is_not, grads, repeat(None)))
+            and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
+            and self._strides == list(map(Tensor.stride, present))
+            and self._sizes == list(map(Tensor.numel, present))
+            and all(launch.is_current() for launch, _ in self._launches)
+        ):
+            return False
+        if rows != self._rows:
+            self._rows = rows
+            self._hyper.copy_(torch.tensor(rows, dtype=torch.float64))
+        return True
+
+    def run(self, grads: list[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps every parameter that has a gradient, once."""
+        present = _present(grads)
+        for launch, indices in self._launches:
+            own = present if len(self._launches) == 1 else [present[i] for i in indices]
+            launch.run(own, grad_scale, found_inf)
+
+    def _look(self, param_groups: ParamGroups, state: States) -> Iterator[object]:
+        """The objects that must be the same ones for the plan to serve."""
+        return chain(
+            chain.from_iterable(group["params"] for group in param_groups),
+            state.values(),
+            chain.from_iterable(map(dict.values, self._states)),
+        )
+
+
+def gradients_of(param_groups: ParamGroups) -> list[Tensor | None]:
+    """Every parameter's gradient, or None, in order."""
+    return [param.grad for group in param_groups for param in group["params"]]
+
+
+def _present(grads: list[Tensor | None]) -> list[Tensor]:
+    return list(compress(grads, map(is_not, grads, repeat(None))))  # type: ignore[arg-type]
+
+
+def _by_device(operands: list[Operand]) -> list[list[int]]:
+    devices: dict[torch.device, list[int]] = {}
+    for i, op in enumerate(operands):
+        devices.setdefault(op.param.device, []).append(i)
+    return list(devices.values())
