@@ -68,7 +68,9 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _convert_state(name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor) -> dict[str, Any]:
+def _convert_state(
+    name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor
+) -> dict[str, Any]:
     step = float(state.get("step", group.get("step", 0)))
     if not state or step == 0:
         return {}  # not stepped yet: it starts from the prior

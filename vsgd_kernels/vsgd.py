@@ -130,5 +130,3 @@ class VSGD(FusedOptimizer):
             next_step = 1
         w, variance = reference.vsgd_posterior(bg, bhg, self.rule.scalars(next_step, row, dtype).inv_a)
         return Posterior(1.0 - w, mug.clone(), variance)
-
-

@@ -1,0 +1,145 @@
+"""What the tests run on: one entry a rule, layouts, sizes, and the one table of tolerances."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import vsgd_kernels
+from vsgd_kernels import reference, rules
+from vsgd_kernels.batch import DTYPES
+
+#: What one step may add, in units in the last place (`torch.finfo.eps`): "result" of the dtype in which the result is
+#: stored, relative to it; "input" of the arithmetic's dtype, as if every operand had been that far off, so that a
+#: cancellation is forgiven as far as it multiplies the operands' own roundings and no further.
+TOLERANCE = {"result": 0.51, "input": 4.0}
+#: float64 against the vectors
+VECTOR_TOLERANCE = 1e-12
+
+#: elements; the C++ kernel's block is 1024, its gather tile 256
+SIZES = [0, 1, 17, 255, 256, 257, 1023, 1024, 1025, 4097, 300_001]
+
+
+@dataclass
+class Case:
+    """A rule: its class, a second set of settings, and how the vectors name its settings and states."""
+
+    optimizer: type
+    settings: dict[str, Any]
+    vectors: tuple[str, ...]
+    vector_settings: dict[str, str] = field(default_factory=dict)
+    vector_states: dict[str, tuple[str, float]] = field(default_factory=dict)  # ours -> theirs, factor
+
+
+CASES = {
+    "vsgd": Case(
+        optimizer=vsgd_kernels.VSGD,
+        settings={"lr": 3e-3, "ghattg": 8.0, "ps": 1e-4, "tau1": 0.7, "tau2": 0.95, "weight_decay": 0.1},
+        vectors=("vsgd-authors", "vsgd-paper", "vsgd-hyper"),
+        vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
+        vector_states={"mug": ("mu", 1.0), "bg": ("rate_g", 2.0), "bhg": ("rate_ghat", 2.0)},
+    ),
+}
+assert CASES.keys() == rules.RULES.keys()
+
+
+def layouts(dtype: torch.dtype, generator: torch.Generator) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A parameter and a gradient in every arrangement of their strides."""
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    channels_last = randn(6, 5, 4, 3).contiguous(memory_format=torch.channels_last)
+    return {
+        "0-dim": (randn(), randn()),
+        "transposed": (randn(37, 41).t(), randn(37, 41).t()),
+        "transposed gradient": (randn(41, 37), randn(37, 41).t()),
+        "transposed parameter": (randn(37, 41).t(), randn(41, 37)),
+        "channels_last": (channels_last, randn(6, 5, 4, 3).contiguous(memory_format=torch.channels_last)),
+        "channels_last parameter": (channels_last.clone(), randn(6, 5, 4, 3)),
+        "channels_last gradient": (
+            randn(6, 5, 4, 3),
+            randn(6, 5, 4, 3).contiguous(memory_format=torch.channels_last),
+        ),
+        "every other column": (randn(30, 44)[:, ::2], randn(30, 22)),
+        "every third element": (randn(3000)[::3], randn(1000)),
+        "middle of a row": (randn(64, 64)[:, 5:50], randn(64, 64)[:, 7:52]),
+        "expanded gradient": (randn(50, 33), randn(33).expand(50, 33)),
+        "scalar expanded gradient": (randn(50, 33), randn().expand(50, 33)),
+        "permuted gradient": (randn(7, 8, 9), randn(9, 7, 8).permute(1, 2, 0)),
+        "size-1 dimensions": (randn(1, 300, 1, 5), randn(300, 1, 5, 1).permute(1, 0, 3, 2)),
+        "misaligned": (randn(1001)[1:], randn(1003)[3:]),
+    }
+
+
+def gradient(param: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random gradient of many magnitudes, representable in the parameter's dtype."""
+    scale = torch.randint(-10, 8, param.shape, generator=generator).float().exp2()
+    return (torch.randn(param.shape, generator=generator) * scale).to(param.dtype)
+
+
+def reference_step(optimizer, params, grads):
+    """What one step should give by the reference in float64: for each parameter [(value, allowed error), ...].
+
+    The first pair is the parameter's, the others its states'.
+    """
+    rule = optimizer.rule
+    results = []
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    for param, grad in zip(params, grads, strict=True):
+        row = [float(groups[param][name]) for name in rule.hyper]
+        arithmetic = rules.arithmetic_dtype(param.dtype)
+        state = optimizer.state.get(param)
+        t = state["step"].item() + 1 if state else 1
+        if state:
+            states = [state[name].double() for name in rule.states]
+        else:
+            initial = rule.initial(row, arithmetic)
+            states = [torch.full_like(param, value, dtype=torch.float64) for value in initial]
+        scalars = rule.scalars(t, row, torch.float64)
+
+        def step(theta, ghat, *states, rule=rule, scalars=scalars):
+            theta, states = reference.RULES[rule.name](theta, reference.bounded(ghat * scalars.sign), states, scalars)
+            return theta, *states
+
+        operands = [param.detach().double(), grad.double(), *states]
+        wanted = step(*operands)
+        stored = [param.dtype, *(arithmetic for _ in states)]
+        allowed = [rounding(value, dtype) for value, dtype in zip(wanted, stored, strict=True)]
+        eps = TOLERANCE["input"] * torch.finfo(arithmetic).eps
+        # The scalars of the step are rounded: relative to the change that they make.
+        for j, before in enumerate([operands[0], *states]):
+            allowed[j] = allowed[j] + eps * (wanted[j] - before).abs()
+        sizes = [operand.abs() for operand in operands]
+        # The rules subtract means from the gradient: the difference's rounding is relative to the larger of the two.
+        means = [x.abs() for x, name in zip(states, rule.states, strict=True) if name not in rule.rates]
+        sizes[1] = sum(means, sizes[1])
+        for i, size in enumerate(sizes):
+            for j, value in enumerate(step(*operands[:i], operands[i] + eps * size, *operands[i + 1 :])):
+                allowed[j] = allowed[j] + (value - wanted[j]).abs()
+        results.append(list(zip(wanted, allowed, strict=True)))
+    return results
+
+
+def rounding(value, dtype):
+    """By how much a stored value may differ."""
+    info = torch.finfo(dtype)
+    return TOLERANCE["result"] * info.eps * value.abs().clamp(min=info.smallest_normal)
+
+
+def assert_stepped(optimizer, params, expected):
+    """Parameters and states are as the reference's, to the table's tolerance."""
+    for param, pairs in zip(params, expected, strict=True):
+        state = optimizer.state[param]
+        actual = {"param": param.detach(), **{name: state[name] for name in optimizer.rule.states}}
+        assert all(state[name].dtype == rules.arithmetic_dtype(param.dtype) for name in optimizer.rule.states)
+        for (name, value), (wanted, allowed) in zip(actual.items(), pairs, strict=True):
+            error = (value.double() - wanted).abs()
+            bad = ~(error <= allowed)
+            assert not bad.any(), (
+                f"{name} of {param.dtype}, shape {tuple(param.shape)}: {bad.sum()} of {bad.numel()} off, "
+                f"by up to {(error / allowed).max():.3g} times what is allowed"
+            )
+
+
+__all__ = ["CASES", "DTYPES", "SIZES", "TOLERANCE", "Case"]
