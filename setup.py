@@ -22,7 +22,7 @@ except ImportError:
 class OptionalBuild(BuildExtension):
     """A failed compilation leaves a package that works on the eager backend."""
 
-    def run(self) -> None:
+    def run(self) -> None:  # noqa: D102
         try:
             super().run()
         except Exception as error:
@@ -35,7 +35,7 @@ setup(
         CppExtension(
             "vsgd_kernels._C",
             ["csrc/register.cpp", "csrc/step_cpu.cpp"],
-            depends=["csrc/chunks.h", "csrc/numbers.h", "csrc/rules.h", "csrc/step_cpu.h"],
+            depends=[f"csrc/{name}.h" for name in ("chunks", "formats", "numbers", "rules", "step_cpu", "watch")],
             define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
             extra_compile_args=[
                 "-std=c++17",

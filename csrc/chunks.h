@@ -11,16 +11,17 @@ constexpr int kMaxStates = 4;
 
 // One row a tensor; table.py writes it in this order, as int64.
 struct Row {
-  int64_t param, grad, step;  // addresses
+  int64_t param, low, grad, step;  // addresses; low is 0 where the parameter has none
   int64_t numel;
   int64_t dtype;   // index in table.py's DTYPES
   int64_t group;   // row of the hyper table
   int64_t layout;  // offset of its record in `layouts`, or -1: every operand runs over the same dense memory
   int64_t state[kMaxStates];  // addresses
 };
+constexpr int kFirstState = 3;  // operand of the first state in a layout record
 constexpr int kColumns = sizeof(Row) / sizeof(int64_t);
 
-// A layout record: number of dimensions, sizes, then the strides of param, grad and each state.
+// A layout record: number of dimensions, sizes, then the strides of param, grad, low and each state.
 struct Layout {
   int64_t dims;
   const int64_t *sizes, *strides;

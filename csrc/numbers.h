@@ -70,17 +70,7 @@ VSGD_FN float load(const fp16* p) {
   return bit_cast<float>(bits | sign);
 }
 
-VSGD_FN void store(float* p, float x) { *p = x; }
-VSGD_FN void store(double* p, double x) { *p = x; }
-
-// Round to nearest, ties to even.
-VSGD_FN void store(bf16* p, float x) {
-  uint32_t bits = bit_cast<uint32_t>(x);
-  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  uint32_t nan = (bits >> 16) | 0x40u;
-  p->bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-}
-
+// Rounds to nearest, ties to even.
 VSGD_FN void store(fp16* p, float x) {
   uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000u;
   uint32_t magnitude = bits & 0x7fffffffu;

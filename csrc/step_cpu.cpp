@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "formats.h"
 #include "rules.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -34,6 +35,7 @@ template <class P>
 struct Operands {
   using A = typename Arithmetic<P>::type;
   P* param;
+  Low* low;
   const P* grad;
   A* state[kMaxStates];
 };
@@ -43,13 +45,13 @@ VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalar
   const auto s = scalars;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    A theta = load(at.param + i);
+    A theta = load_param(at.param + i, at.low + i);
     A ghat = bounded(load(at.grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = at.state[k][i];
     Rule::update(theta, ghat, state, s);
     for (int k = 0; k < Rule::states; ++k) at.state[k][i] = state[k];
-    store(at.param + i, theta);
+    store_param(at.param + i, at.low + i, theta);
   }
 }
 
@@ -94,7 +96,7 @@ class Walk {
     }
   }
 
-  int64_t offset[2 + kMaxStates] = {};
+  int64_t offset[kFirstState + kMaxStates] = {};
 
  private:
   const Layout layout_;
@@ -108,25 +110,28 @@ void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t en
                  const typename Rule::template Scalars<A>& scalars, typename Run<Rule, P>::Function run) {
   constexpr int64_t kTile = 256;
   P param[kTile], grad[kTile];
+  Low low[kTile];
   A state[Rule::states][kTile];
-  Operands<P> tile{param, grad, {}};
+  Operands<P> tile{param, low, grad, {}};
   A* home[Rule::states];
   for (int k = 0; k < Rule::states; ++k) {
     tile.state[k] = state[k];
     home[k] = reinterpret_cast<A*>(row.state[k]);
   }
-  Walk in(layout, 2 + Rule::states, begin), out = in;
+  Walk in(layout, kFirstState + Rule::states, begin), out = in;
   for (int64_t i = begin; i < end; i += kTile) {
     int64_t n = std::min(kTile, end - i);
     for (int64_t j = 0; j < n; ++j, in.next()) {
       param[j] = reinterpret_cast<const P*>(row.param)[in.offset[0]];
       grad[j] = reinterpret_cast<const P*>(row.grad)[in.offset[1]];
-      for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[2 + k]];
+      if (row.low) low[j] = reinterpret_cast<const Low*>(row.low)[in.offset[2]];
+      for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
     }
     run(tile, n, scalars);
     for (int64_t j = 0; j < n; ++j, out.next()) {
       reinterpret_cast<P*>(row.param)[out.offset[0]] = param[j];
-      for (int k = 0; k < Rule::states; ++k) home[k][out.offset[2 + k]] = state[k][j];
+      if (row.low) reinterpret_cast<Low*>(row.low)[out.offset[2]] = low[j];
+      for (int k = 0; k < Rule::states; ++k) home[k][out.offset[kFirstState + k]] = state[k][j];
     }
   }
 }
@@ -166,7 +171,8 @@ void run_row(const Row& row, const int64_t* layouts, int64_t begin, int64_t end,
   const auto& scalars = scalars_of.template at<A>(row);
   const auto run = Run<Rule, P>::of(isa);
   if (row.layout >= 0) return run_strided<Rule, P>(row, Layout(layouts + row.layout), begin, end, scalars, run);
-  Operands<P> at{reinterpret_cast<P*>(row.param) + begin, reinterpret_cast<const P*>(row.grad) + begin, {}};
+  Operands<P> at{reinterpret_cast<P*>(row.param) + begin, reinterpret_cast<Low*>(row.low) + begin,
+                 reinterpret_cast<const P*>(row.grad) + begin, {}};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<A*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }

@@ -20,7 +20,7 @@ def environment() -> str:
         triton = "not installed"
     lines = [
         f"vsgd_kernels  {__version__}",
-        f"torch         {torch.__version__} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})",
+        f"torch         {torch.__version__}, {torch.get_num_threads()} threads",
         f"triton        {triton}",
         f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"CUDA device   {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",

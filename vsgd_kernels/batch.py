@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .formats import LOW_DTYPE
 from .rules import Rule, arithmetic_dtype
 
 #: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
@@ -22,6 +23,7 @@ class Batch:
         rule: the update rule.
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
+        lows: for each 16-bit parameter its `low` (see formats.py), None for the others; same shape and device.
         states: for each parameter its states in the rule's order, in `arithmetic_dtype`; same shape and device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional, on the CPU.
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
@@ -31,6 +33,7 @@ class Batch:
     rule: Rule
     names: Sequence[str]
     params: list[Tensor]
+    lows: list[Tensor | None]
     states: list[tuple[Tensor, ...]]
     steps: list[Tensor]
     hyper: Tensor
@@ -41,13 +44,22 @@ class Batch:
 
         Gradients must have their parameters' shapes, dtypes and device; their strides are free.
         """
+        columns = len(self.rule.hyper)
+        if self.hyper.dtype != torch.float64 or self.hyper.dim() != 2 or self.hyper.shape[1] != columns:
+            raise ValueError(
+                f"hyper must be float64 with {columns} columns, got {self.hyper.dtype}, {tuple(self.hyper.shape)}"
+            )
+        if wrong := [group for group in self.groups if not 0 <= group < len(self.hyper)]:
+            raise ValueError(f"groups must be rows of hyper, 0 to {len(self.hyper) - 1}, got {wrong[0]}")
         for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
-        for name, param, states, step in zip(self.names, self.params, self.states, self.steps, strict=True):
+        columns = zip(self.names, self.params, self.lows, self.states, self.steps, strict=True)
+        for name, param, low, states, step in columns:
+            if low is not None:
+                _check_written(f"state 'low' of {name}", low, param, LOW_DTYPE)
             for key, state in zip(self.rule.states, states, strict=True):
-                _check_like(f"state {key!r} of {name}", state, param, arithmetic_dtype(param.dtype))
-                _check_written(f"state {key!r} of {name}", state)
+                _check_written(f"state {key!r} of {name}", state, param, arithmetic_dtype(param.dtype))
             if step.dtype != torch.float32 or step.dim() != 0 or step.device.type != "cpu":
                 raise TypeError(
                     f"state 'step' of {name} must be a 0-dimensional float32 tensor on the CPU, "
@@ -60,7 +72,7 @@ def check_param(name: str, param: Tensor) -> None:
     check_dtype(name, param)
     if param.device.type == "meta":
         raise ValueError(f"{name} has no data: its device is meta; give it data (Module.to_empty) before step()")
-    _check_written(name, param)
+    _check_written(name, param, param, param.dtype)
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:
@@ -88,7 +100,8 @@ def _check_like(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) ->
         raise ValueError(f"{name} must be on the parameter's device {param.device}, got {tensor.device}")
 
 
-def _check_written(name: str, tensor: Tensor) -> None:
+def _check_written(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) -> None:
+    _check_like(name, tensor, param, dtype)
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise ValueError(
             f"{name} is written to, but several of its elements share memory (shape {tuple(tensor.shape)}, "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .rules import Rule, arithmetic_dtype
+from . import formats
+from .rules import Rule
 
 #: Group entries of the two other implementations that are no settings of ours.
 _FOREIGN_SETTINGS = ("step", "pa2", "pbg2", "pbhg2", "weight_decouple", "foreach")
@@ -17,18 +19,18 @@ _AUTHORS_SHAPE_OFFSET = 1e-4
 
 
 class Exact:
-    """A state tensor on its way through `Optimizer.load_state_dict`, which would cast a bare one to the parameter's dtype."""
+    """A state tensor on its way through `Optimizer.load_state_dict`, which would cast a bare one."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def convert(state_dict: dict[str, Any], rule: Rule, params: list[Tensor]) -> dict[str, Any]:
-    """A state_dict of this package, of the authors' class or of pytorch_optimizer, as this package's optimizer takes it.
+    """A state_dict of this package, of the authors' class or of pytorch_optimizer, as ours.
 
     Args:
-        state_dict: as `Optimizer.state_dict` returns it; it is not changed, and nothing in it is shared with the result's
-            tensors.
+        state_dict: as `Optimizer.state_dict` returns it; it is not changed, and nothing in it is shared with the
+            result's tensors.
         rule: the rule of the optimizer that loads.
         params: its parameters, in order.
 
@@ -71,30 +73,48 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
 def _convert_state(
     name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor
 ) -> dict[str, Any]:
-    step = float(state.get("step", group.get("step", 0)))
+    step = state.get("step", group.get("step", 0))
+    if not _is_number(step):
+        raise ValueError(f"{name}: expected step to be a number, found {step!r}")
     if not state or step == 0:
         return {}  # not stepped yet: it starts from the prior
     if missing := [key for key in rule.states if key not in state]:
         raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
-    converted: dict[str, Any] = {"step": Exact(torch.tensor(step, dtype=torch.float32))}
+    converted: dict[str, Any] = {"step": Exact(torch.tensor(float(step), dtype=torch.float32))}
     for key in rule.states:
-        saved = state[key]
-        if saved.shape != param.shape:
-            raise ValueError(f"{name}: expected {key} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
-        if key in rule.rates and not _all_positive(saved):
-            raise ValueError(f"{name}: expected every rate in {key} to be greater than 0, found {saved.min().item()}")
-        converted[key] = Exact(like_param(param).copy_(saved))
+        _check_saved(f"{name}: expected {key}", state[key], param)
+        if key in rule.rates and not _all_positive(state[key]):
+            raise ValueError(f"{name}: expected {key} to be greater than 0, found {state[key].min().item()}")
+        converted[key] = Exact(formats.empty_state(param).copy_(state[key]))
+    if formats.has_low(param.dtype):
+        converted["low"] = Exact(_convert_low(name, state, param))
     return converted
+
+
+def _convert_low(name: str, state: dict[str, Any], param: Tensor) -> Tensor:
+    low = formats.empty_low(param).zero_()
+    if "low" in state:
+        _check_saved(f"{name}: expected low", state["low"], param)
+        if state["low"].dtype != formats.LOW_DTYPE:
+            raise ValueError(f"{name}: expected low of {formats.LOW_DTYPE}, found {state['low'].dtype}")
+        low.copy_(state["low"])
+    return low
+
+
+def _check_saved(expected: str, saved: Any, param: Tensor) -> None:
+    if not isinstance(saved, Tensor):
+        raise ValueError(f"{expected} to be a tensor, found {saved!r}")
+    if saved.shape != param.shape:
+        raise ValueError(f"{expected} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
 
 
 def _all_positive(rates: Tensor) -> bool:
     # NaN passes: a NaN gradient leaves it in its own element, and resuming is not the moment to object.
     return not bool((rates <= 0).any())
-
-
-def like_param(param: Tensor) -> Tensor:
-    """An uninitialised state tensor for a parameter: its shape, layout and device, in arithmetic dtype."""
-    return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype), requires_grad=False)
 
 
 def unwrap(state: Iterable[tuple[Any, dict[str, Any]]]) -> None:

@@ -16,6 +16,7 @@ _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
 _EXPONENT: _Limit = ("in (0, 1]", lambda x: 0.0 < x <= 1.0)
 
 _LIMITS: dict[str, _Limit] = {
+    "maximize": ("0 or 1", lambda x: x in (0.0, 1.0)),
     "lr": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "eps": _NOT_NEGATIVE,
@@ -39,22 +40,24 @@ def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _number(name: str, value: Any) -> Any:
-    """The number in a tensor; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1:
-        raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
-    return value.item()
+    """The number in a tensor of one element; a number as it is."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        value = value.item()
+    if name == "maximize":
+        if not isinstance(value, bool):
+            raise TypeError(f"maximize must be a bool, got {value!r}")
+    elif not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    return value
 
 
-@lru_cache(maxsize=4096, typed=True)
+@lru_cache(maxsize=4096)
 def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
-    for name, value in zip(names, values, strict=True):
-        if name == "maximize":
-            if not isinstance(value, bool):
-                raise TypeError(f"maximize must be a bool, got {value!r}")
-        elif not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a real number, got {value!r}")
-        elif not _LIMITS[name][1](float(value)):
-            raise ValueError(f"{name} must be {_LIMITS[name][0]}, got {value!r}")
-    return tuple(map(float, values))
+    row = tuple(map(float, values))
+    for name, number, value in zip(names, row, values, strict=True):
+        words, holds = _LIMITS[name]
+        if not holds(number):
+            raise ValueError(f"{name} must be {words}, got {value!r}")
+    return row

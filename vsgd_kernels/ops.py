@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import backends
 from .batch import Batch
+from .formats import has_low
 from .rules import RULES
 
 
@@ -29,15 +30,19 @@ class Launch:
 
     def run(self, grads: list[Tensor], grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with."""
+        for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+            if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
+                raise TypeError(f"{name} must be float32 of 1 element, got {scalar.dtype}, {tuple(scalar.shape)}")
         self.backend.run(self._prepared, grads, grad_scale, found_inf)
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         torch.autograd.graph.increment_version(self.batch.params)
 
 
-@torch.library.custom_op("vsgd_kernels::step", mutates_args=("params", "states", "steps"))
+@torch.library.custom_op("vsgd_kernels::step", mutates_args=("params", "lows", "states", "steps"))
 def step(
     params: list[Tensor],
     grads: list[Tensor],
+    lows: list[Tensor],
     states: list[Tensor],
     steps: list[Tensor],
     hyper: Tensor,
@@ -49,12 +54,13 @@ def step(
 ) -> None:
     """One step of an update rule on a list of tensors, in place.
 
-    Outside of a traced program the optimizers call `Launch`, which this op consists of, themselves: passing the lists of
-    a thousand tensors through the dispatcher costs more than stepping them.
+    Outside of a traced program the optimizers call `Launch`, which this op consists of, themselves: passing the lists
+    of a thousand tensors through the dispatcher costs more than stepping them.
 
     Args:
-        params: parameters, all on one device; see `Batch`, also for the next five.
+        params: parameters, all on one device; see `Batch`, also for the next six.
         grads: gradients.
+        lows: those of the 16-bit parameters.
         states: states, those of the first parameter first.
         steps: step counts.
         hyper: hyperparameters, a row a group.
@@ -72,14 +78,24 @@ def step(
     if not params:
         return
     names = [f"params[{i}]" for i in range(len(params))]
-    k = len(RULES[rule].states)
-    if not len(grads) * k == len(steps) * k == len(groups) * k == len(states) == len(params) * k:
+    n, k, m = len(params), len(RULES[rule].states), sum(has_low(param.dtype) for param in params)
+    lengths = [len(operand) for operand in (grads, lows, states, steps, groups)]
+    if lengths != [n, m, n * k, n, n]:
         raise ValueError(
-            f"params, grads, steps and groups must have one entry a parameter and states {k}, got "
-            f"{len(params)}, {len(grads)}, {len(steps)}, {len(groups)} and {len(states)}"
+            f"grads, lows, states, steps and groups must have {n}, {m}, {n * k}, {n} and {n} entries for these params, "
+            f"got {lengths}"
         )
-    per_param = [tuple(states[i : i + k]) for i in range(0, len(states), k)]
-    batch = Batch(RULES[rule], names, params, per_param, steps, hyper, groups)
+    low = iter(lows)
+    batch = Batch(
+        RULES[rule],
+        names,
+        params,
+        [next(low) if has_low(param.dtype) else None for param in params],
+        [tuple(states[i : i + k]) for i in range(0, n * k, k)],
+        steps,
+        hyper,
+        groups,
+    )
     Launch(batch, grads, backend).run(grads, grad_scale, found_inf)
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import backends, checkpoint, hyperparameters
+from . import backends, checkpoint, formats, hyperparameters
 from .batch import check_dtype, check_grad, check_param
-from .checkpoint import like_param
 from .plan import Plan, gradients_of, operands_of, param_name
 from .rules import Rule, arithmetic_dtype
 
@@ -77,14 +76,19 @@ class FusedOptimizer(Optimizer):
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
         for op in operands:
-            if not self.state.get(op.param):
-                self.state[op.param] = self._initial_state(op.param, rows[op.group])
+            self._init_state(op.param, rows[op.group])
         return Plan(self.rule, self._backend, self.param_groups, self.state, rows)
 
-    def _initial_state(self, param: Tensor, row: tuple[float, ...]) -> dict[str, Tensor]:
-        initial = self.rule.initial(row, arithmetic_dtype(param.dtype))
-        states = {k: like_param(param).fill_(value) for k, value in zip(self.rule.states, initial, strict=True)}
-        return {"step": torch.zeros((), dtype=torch.float32, device="cpu"), **states}
+    def _init_state(self, param: Tensor, row: tuple[float, ...]) -> None:
+        """Gives a parameter the state that it lacks: all at its first step, `low` when it has become a 16-bit one."""
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            initial = self.rule.initial(row, arithmetic_dtype(param.dtype))
+            for key, value in zip(self.rule.states, initial, strict=True):
+                state[key] = formats.empty_state(param).fill_(value)
+        if formats.has_low(param.dtype) and "low" not in state:
+            state["low"] = formats.empty_low(param).zero_()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.
@@ -122,5 +126,5 @@ class FusedOptimizer(Optimizer):
         super().__setstate__(state)
         self._plan = None
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            for name in self.rule.hyper:
+                group.setdefault(name, self.defaults[name])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .formats import has_low
 from .ops import Launch
 from .rules import Rule
 
@@ -44,8 +45,8 @@ def param_name(param_groups: ParamGroups, group: int, i: int) -> str:
 class Plan:
     """One launch for each device on which a parameter has a gradient.
 
-    A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more than
-    stepping them, so it is done in whole-list operations that stay inside the interpreter's C code.
+    A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more
+    than stepping them, so it is done in whole-list operations that stay inside the interpreter's C code.
 
     Args:
         rule: the update rule.
@@ -55,7 +56,7 @@ class Plan:
         rows: each group's row of the hyper table.
 
     Raises:
-        TypeError, ValueError: an operand is not as `Batch` describes it.
+        TypeError, ValueError: an operand is not as `Batch` describes it, or a state lacks an entry.
     """
 
     def __init__(
@@ -68,6 +69,10 @@ class Plan:
     ) -> None:
         operands = list(operands_of(param_groups))
         self._states = [state[op.param] for op in operands]
+        for op, own in zip(operands, self._states, strict=True):
+            keys = ("step", *rule.states, *(("low",) if has_low(op.param.dtype) else ()))
+            if missing := [key for key in keys if key not in own]:
+                raise ValueError(f"state of {op.name} has no {missing[0]!r}")
         self._rows = rows
         self._hyper = torch.tensor(rows, dtype=torch.float64)
         self._launches: list[tuple[Launch, list[int]]] = []
@@ -76,6 +81,7 @@ class Plan:
                 rule,
                 [operands[i].name for i in indices],
                 [operands[i].param for i in indices],
+                [self._states[i]["low"] if has_low(operands[i].param.dtype) else None for i in indices],
                 [tuple(self._states[i][key] for key in rule.states) for i in indices],
                 [self._states[i]["step"] for i in indices],
                 self._hyper,

@@ -1,7 +1,7 @@
 """The update rules in plain torch: the ground truth of every test, and the eager backend's arithmetic.
 
-Equation numbers are those of Chen, Kuzina, Esmaeili and Tomczak, "Variational Stochastic Gradient Descent for Deep Neural
-Networks". Rates are doubled, as the authors store them: ``bg`` is their 2b_g, ``1 / inv_a`` their 2a.
+Equation numbers are those of Chen, Kuzina, Esmaeili and Tomczak, "Variational Stochastic Gradient Descent for Deep
+Neural Networks". Rates are doubled, as the authors store them: ``bg`` is their 2b_g, ``1 / inv_a`` their 2a.
 """
 
 from __future__ import annotations

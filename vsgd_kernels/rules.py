@@ -15,8 +15,8 @@ import torch
 class Bounds(NamedTuple):
     """What keeps the arithmetic of one dtype finite (``csrc/numbers.h`` has the same table).
 
-    Gradients beyond ``big`` count as it, since the rates hold squares, which must stay finite. Rates and variances below
-    ``tiny`` count as it, since they are divided by.
+    Gradients beyond ``big`` count as it, since the rates hold squares, which must stay finite. Rates and variances
+    below ``tiny`` count as it, since they are divided by.
     """
 
     tiny: float

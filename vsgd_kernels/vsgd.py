@@ -44,8 +44,8 @@ class VSGD(FusedOptimizer):
     Where paper and authors' code differ, this follows the code (see README.md); defaults are the code's.
 
     Args:
-        params: parameters, named parameters, or dicts of parameter groups. Dense, of dtype float32, float64, bfloat16 or
-            float16; state and arithmetic are float32, or float64 for float64.
+        params: parameters, named parameters, or dicts of parameter groups. Dense, of dtype float32, float64, bfloat16
+            or float16; state and arithmetic are float32, or float64 for float64.
         lr: learning rate η ≥ 0, a number or a tensor of one element. 3 to 10 times AdamW's is a good first try.
         ghattg: K_g > 0, the prior ratio of the variance of the noise to that of the gradient's change.
         ps: γ > 0, the strength of the prior.
@@ -55,18 +55,18 @@ class VSGD(FusedOptimizer):
         eps: ε ≥ 0, added to the denominator.
         shape_offset: ≥ 0, added to 2a; the authors' code has 1e-4, the paper 0.
         maximize: ascend instead of descend.
-        backend: "cpp" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND names, or else the
-            fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
+        backend: "cpp" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND names, or else
+            the fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
         RuntimeError: the backend asked for is not available.
 
-    A parameter's state is made at its first gradient: ``step``, ``mug`` (μ), ``bg`` and ``bhg`` (2b_g and 2b_ĝ), under the
-    authors' names. Checkpoints of the authors' class and of pytorch_optimizer's VSGD load.
+    A parameter's state is made at its first gradient: ``step``, ``mug`` (μ), ``bg`` and ``bhg`` (2b_g and 2b_ĝ), under
+    the authors' names. Checkpoints of the authors' class and of pytorch_optimizer's VSGD load.
 
-    Finite gradients never lead to NaN: beyond ±2^60 (2^508 for float64) a gradient counts as that bound. A NaN or infinite
-    gradient makes its own element NaN and no other.
+    Finite gradients never lead to NaN: beyond ±2^60 (2^508 for float64) a gradient counts as that bound. A NaN or
+    infinite gradient makes its own element NaN and no other.
 
     Example:
         >>> optimizer = VSGD(model.parameters(), lr=1e-2)

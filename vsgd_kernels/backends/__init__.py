@@ -73,7 +73,8 @@ def choose(name: str | None, device: torch.device) -> Backend:
     if backend is None:
         return next(b for b in BACKENDS.values() if _runs_on(b, device) and b.why_unavailable() is None)
     if not _runs_on(backend, device):
-        raise ValueError(f"backend={backend.name!r} runs on {backend.device_types}, got a parameter on {device}")
+        runs_on = ", ".join(backend.device_types or ())
+        raise ValueError(f"backend={backend.name!r} runs on {runs_on}, got a parameter on {device}")
     return backend
 
 

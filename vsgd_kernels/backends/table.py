@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import DTYPES, Batch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
-COLUMNS = ("param", "grad", "step", "numel", "dtype", "group", "layout", "state0", "state1", "state2", "state3")
+COLUMNS = ("param", "low", "grad", "step", "numel", "dtype", "group", "layout", "state0", "state1", "state2", "state3")
 _GRAD = COLUMNS.index("grad")
 _STATES = COLUMNS.index("state0")
 
@@ -24,17 +24,19 @@ class Table:
     Attributes:
         batch: the batch; it keeps the tensors alive.
         rows: [tensors, COLUMNS] int64 on the CPU.
-        layouts: int64 records of those tensors whose operands do not run over the same dense memory; a row's `layout` is
-            its record's offset, or -1.
+        layouts: int64 records of those tensors whose operands do not run over the same dense memory; a row's `layout`
+            is its record's offset, or -1.
     """
 
     def __init__(self, batch: Batch, grads: list[Tensor]) -> None:
         self.batch = batch
         rows, layouts = array("q"), array("q")
-        columns = zip(batch.params, grads, batch.states, batch.steps, batch.groups, strict=True)
-        for param, grad, states, step, group in columns:
-            record = layout_record(param.shape, [t.stride() for t in (param, grad, *states)])
-            rows.extend((param.data_ptr(), grad.data_ptr(), step.data_ptr(), param.numel()))
+        columns = zip(batch.params, batch.lows, grads, batch.states, batch.steps, batch.groups, strict=True)
+        for param, low, grad, states, step, group in columns:
+            operands = (param, grad, param if low is None else low, *states)
+            record = layout_record(param.shape, [operand.stride() for operand in operands])
+            rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), grad.data_ptr(), step.data_ptr()))
+            rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
             rows.extend(state.data_ptr() for state in states)
             rows.extend([0] * (len(COLUMNS) - _STATES - len(states)))
@@ -44,7 +46,8 @@ class Table:
 
         self._param_addresses = list(map(Tensor.data_ptr, batch.params))
         self._grad_addresses = list(map(Tensor.data_ptr, grads))
-        self._watch = torch.ops.vsgd_kernels._watch(list(chain.from_iterable(batch.states)))
+        watched = [*chain.from_iterable(batch.states), *(low for low in batch.lows if low is not None)]
+        self._watch = torch.ops.vsgd_kernels._watch(watched)
         weakref.finalize(self, torch.ops.vsgd_kernels._watch_end, self._watch)
 
     def is_current(self) -> bool:

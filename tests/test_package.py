@@ -1,0 +1,159 @@
+"""Installation, the command line, and how a backend is chosen."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+import vsgd_kernels
+from vsgd_kernels import VSGD, __main__, backends
+
+ROOT = Path(__file__).parent.parent
+
+
+def chosen_by(optimizer):
+    param = optimizer.param_groups[0]["params"][0]
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    return {launch.backend.name for launch, _ in optimizer._plan._launches}
+
+
+def leaf():
+    return torch.nn.Parameter(torch.ones(3))
+
+
+def test_the_fused_kernel_is_what_runs():
+    """Not a fallback: the suite would otherwise compare the reference with itself."""
+    assert chosen_by(VSGD([leaf()])) == {"cpp"}
+    assert Path(vsgd_kernels.__file__).parent in (ROOT / "vsgd_kernels", Path(vsgd_kernels.__file__).parent)
+
+
+def test_argument_then_variable_then_availability(monkeypatch):
+    monkeypatch.setenv(backends.VARIABLE, "eager")
+    assert chosen_by(VSGD([leaf()])) == {"eager"}
+    assert chosen_by(VSGD([leaf()], backend="cpp")) == {"cpp"}
+    monkeypatch.delenv(backends.VARIABLE)
+    monkeypatch.setattr(backends.BACKENDS["cpp"], "why_unavailable", lambda: "not compiled")
+    assert chosen_by(VSGD([leaf()])) == {"eager"}
+
+
+def test_device_that_a_backend_does_not_serve():
+    with pytest.raises(ValueError, match=r"backend='cpp' runs on cpu, got a parameter on cuda:0"):
+        backends.choose("cpp", torch.device("cuda:0"))
+
+
+def test_env(capsys, monkeypatch):
+    assert __main__.main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:2] == ["torch", f"{torch.__version__},"] for line in lines)
+    assert any(line.split() == ["cpp", "cpu", "yes"] for line in lines)
+    assert any(line.split() == ["eager", "any", "device", "yes"] for line in lines)
+    monkeypatch.setattr(backends.BACKENDS["cpp"], "why_unavailable", lambda: "no compiled kernels; build them")
+    monkeypatch.setenv(backends.VARIABLE, "cpp")
+    assert __main__.main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert "no: no compiled kernels; build them" in out
+    assert "VSGD_KERNELS_BACKEND='cpp' is not available: no compiled kernels" in out
+
+
+def run(python, code, **env):
+    return subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, cwd=ROOT.parent, check=False
+    )
+
+
+STEP = """
+import torch, vsgd_kernels
+from vsgd_kernels import backends
+p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)
+vsgd_kernels.VSGD([p], lr=1e-2).step()
+print(float(p[0]) < 1, vsgd_kernels.__file__, backends.BACKENDS["cpp"].why_unavailable())
+"""
+
+
+@pytest.fixture
+def bare_python(tmp_path):
+    """A virtual environment that sees this one's torch and nothing of this checkout."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    for path in Path(torch.__file__).parent.parent.iterdir():
+        if not path.name.startswith(("__editable__", "vsgd_kernels", "vsgd-kernels")):
+            (site / path.name).symlink_to(path)
+    return tmp_path / "venv" / "bin" / "python", site
+
+
+def build(target, *arguments, **env):
+    """Builds from a copy of the sources, so that what the checkout has built is not found."""
+    source = target / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    for folder in ("csrc", "vsgd_kernels"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".typed"):
+                destination = source / path.relative_to(ROOT)
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                destination.write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "-w", str(target), *arguments]
+    result = subprocess.run(
+        [*command, str(source)], capture_output=True, text=True, env={**os.environ, **env}, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+def install(wheel, site):
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+
+
+def test_without_a_compiler(tmp_path, bare_python):
+    """The wheel builds, and steps on the eager backend, and says why."""
+    python, site = bare_python
+    wheel = build(tmp_path, "--no-build-isolation", CC="/nonexistent/gcc", CXX="/nonexistent/g++")
+    install(wheel, site)
+    result = run(python, STEP)
+    assert result.stdout.startswith(f"True {site}"), result.stderr
+    assert "no compiled kernels" in result.stdout
+    assert "C++17 compiler" in result.stdout
+    refused = run(python, STEP, VSGD_KERNELS_BACKEND="cpp")
+    assert "RuntimeError: VSGD_KERNELS_BACKEND='cpp' is not available" in refused.stderr
+
+
+def test_built_without_torch(tmp_path, bare_python):
+    """What an isolated build gives: torch cannot be imported while building."""
+    python, site = bare_python
+    hidden = tmp_path / "hidden" / "torch"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('not here')")
+    wheel = build(tmp_path, "--no-build-isolation", PYTHONPATH=str(hidden.parent))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    install(wheel, site)
+    assert run(python, STEP).stdout.startswith(f"True {site}")
+
+
+def test_damaged_library(tmp_path, bare_python):
+    python, site = bare_python
+    hidden = tmp_path / "hidden" / "torch"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('not here')")
+    install(build(tmp_path, "--no-build-isolation", PYTHONPATH=str(hidden.parent)), site)
+    (site / "vsgd_kernels" / "_C.abi3.so").write_bytes(b"\x7fELF but not really")
+    result = run(python, STEP)
+    assert result.stdout.startswith(f"True {site}"), result.stderr
+    assert "the compiled kernels _C.abi3.so do not load" in result.stdout
+
+
+def test_wheel_with_kernels(tmp_path, bare_python):
+    """One wheel for every Python from 3.10 on; it steps on the fused kernel."""
+    python, site = bare_python
+    wheel = build(tmp_path, "--no-build-isolation")
+    assert "-cp310-abi3-" in wheel.name
+    install(wheel, site)
+    result = run(python, STEP, VSGD_KERNELS_BACKEND="cpp")
+    assert result.stdout.startswith(f"True {site}"), result.stderr
+    assert result.stdout.rstrip().endswith("None")
