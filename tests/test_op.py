@@ -66,7 +66,9 @@ def test_op_equals_optimizer(case, generator, backend):
 def test_traced_program_mutates_what_it_should(case, generator, backend):
     """torch.compile of a program that calls the op, on the backend that only traces."""
     operands = arguments(case, generator, backend)
-    plain = {k: [t.clone() for t in v] if k in ("params", "lows", "states", "steps") else v for k, v in operands.items()}
+    plain = {
+        k: [t.clone() for t in v] if k in ("params", "lows", "states", "steps") else v for k, v in operands.items()
+    }
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def program(params, grads, lows, states, steps, hyper):

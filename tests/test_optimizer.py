@@ -220,7 +220,9 @@ def test_replaced_storage_is_noticed(case, backend, generator, how):
     before = [t.clone() for t in old]
     for _ in range(2):
         check_step(optimizer, params)
-    replaced = {"data": 0, "contiguous data": 0, "dtype": 0, "grad": 1, "grad data": 1, "state": 2, "state data": 2}[how]
+    replaced = {"data": 0, "contiguous data": 0, "dtype": 0, "grad": 1, "grad data": 1, "state": 2, "state data": 2}[
+        how
+    ]
     assert torch.equal(old[replaced], before[replaced]), "the old tensor was written to"
 
 

@@ -44,10 +44,10 @@ class Batch:
 
         Gradients must have their parameters' shapes, dtypes and device; their strides are free.
         """
-        columns = len(self.rule.hyper)
-        if self.hyper.dtype != torch.float64 or self.hyper.dim() != 2 or self.hyper.shape[1] != columns:
+        width = len(self.rule.hyper)
+        if self.hyper.dtype != torch.float64 or self.hyper.dim() != 2 or self.hyper.shape[1] != width:
             raise ValueError(
-                f"hyper must be float64 with {columns} columns, got {self.hyper.dtype}, {tuple(self.hyper.shape)}"
+                f"hyper must be float64 with {width} columns, got {self.hyper.dtype}, {tuple(self.hyper.shape)}"
             )
         if wrong := [group for group in self.groups if not 0 <= group < len(self.hyper)]:
             raise ValueError(f"groups must be rows of hyper, 0 to {len(self.hyper) - 1}, got {wrong[0]}")

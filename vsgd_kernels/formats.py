@@ -62,5 +62,5 @@ def store_param(param: Tensor, low: Tensor | None, master: Tensor) -> None:
 
 def _fraction_of_ulp(param: Tensor) -> Tensor:
     """2^-16 of the unit in the last place of each fp16 element."""
-    exponent = (param.view(torch.int16) >> 10 & 31).clamp(min=1)
-    return torch.ldexp(torch.ones((), device=param.device), exponent.to(torch.int32) - 41)
+    exponent = (param.view(torch.int16).to(torch.int32) >> 10 & 31).clamp(min=1)
+    return ((exponent + 86) << 23).view(torch.float32)

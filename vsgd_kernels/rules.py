@@ -84,7 +84,8 @@ class Rule:
         rates: those of them that are strictly positive.
         hyper: names of its hyperparameters, in the order of a row of the hyper table. Each is an entry of a parameter
             group.
-        scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t.
+        scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t, the gradient's sign the last.
+        scalar_count: how many those are.
         initial: (row of the hyper table, arithmetic dtype) -> the states before the first step.
     """
 
@@ -93,6 +94,7 @@ class Rule:
     rates: tuple[str, ...]
     hyper: tuple[str, ...]
     scalars: Callable[[float, Sequence[float], torch.dtype], Any]
+    scalar_count: int
     initial: Callable[[Sequence[float], torch.dtype], tuple[float, ...]]
 
 
@@ -102,6 +104,7 @@ VSGD = Rule(
     rates=("bg", "bhg"),
     hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau1", "tau2", "shape_offset"),
     scalars=vsgd_scalars,
+    scalar_count=len(VsgdScalars._fields),
     initial=vsgd_initial,
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..batch import Batch
 from .cpp import CppBackend
 from .eager import EagerBackend
+from .triton import TritonBackend
 
 #: The environment variable that names a backend for every optimizer whose constructor names none.
 VARIABLE = "VSGD_KERNELS_BACKEND"
@@ -20,8 +21,10 @@ class Backend(Protocol):
     """What steps a batch. A backend checks nothing of it: `Batch.check` has."""
 
     name: str
-    #: device types on which it runs; None for all
-    device_types: tuple[str, ...] | None
+
+    @property
+    def device_types(self) -> tuple[str, ...] | None:
+        """Device types on which it runs; None for all."""
 
     def why_unavailable(self) -> str | None:
         """Why it cannot be used in this installation and what would bring it, or None where it can."""
@@ -37,7 +40,7 @@ class Backend(Protocol):
 
 
 #: Every backend, the fastest first.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), EagerBackend())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), TritonBackend(), EagerBackend())}
 
 
 def find(name: str, origin: str = "backend") -> Backend:

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from ..batch import Batch
+from .library import why_not_loaded
 from .table import Table
-
-_BUILD_HINT = (
-    "with torch and a C++17 compiler installed, `pip install --no-build-isolation` this package again "
-    "(an isolated build does not see torch and leaves the kernels out)"
-)
-
-
-@cache
-def _load_library() -> str | None:
-    """Loads the compiled kernels, once; returns why it could not."""
-    folder = Path(__file__).parent.parent
-    libraries = [path for pattern in ("_C*.so", "_C*.pyd") for path in folder.glob(pattern)]
-    if not libraries:
-        return f"this installation of vsgd_kernels has no compiled kernels; {_BUILD_HINT}"
-    try:
-        torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]
-    except (OSError, RuntimeError) as error:
-        return f"the compiled kernels {libraries[0].name} do not load ({error}); {_BUILD_HINT}"
-    return None
 
 
 class CppBackend:
@@ -41,7 +20,7 @@ class CppBackend:
 
     def why_unavailable(self) -> str | None:
         """Why the kernels are not there, or None."""
-        return _load_library()
+        return why_not_loaded()
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Table:
         """Builds the table of addresses."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import DTYPES, Batch
+from .library import Watch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
 COLUMNS = ("param", "low", "grad", "step", "numel", "dtype", "group", "layout", "state0", "state1", "state2", "state3")
@@ -41,18 +41,17 @@ class Table:
             rows.extend(state.data_ptr() for state in states)
             rows.extend([0] * (len(COLUMNS) - _STATES - len(states)))
             layouts.extend(record)
-        self.rows = _to_tensor(rows).view(-1, len(COLUMNS))
-        self.layouts = _to_tensor(layouts)
+        self.rows = to_tensor(rows).view(-1, len(COLUMNS))
+        self.layouts = to_tensor(layouts)
 
         self._param_addresses = list(map(Tensor.data_ptr, batch.params))
         self._grad_addresses = list(map(Tensor.data_ptr, grads))
         watched = [*chain.from_iterable(batch.states), *(low for low in batch.lows if low is not None)]
-        self._watch = torch.ops.vsgd_kernels._watch(watched)
-        weakref.finalize(self, torch.ops.vsgd_kernels._watch_end, self._watch)
+        self._watch = Watch(watched)
 
     def is_current(self) -> bool:
         """Whether parameters, states and step counts are where the table says."""
-        if torch.ops.vsgd_kernels._watch_moved(self._watch):
+        if self._watch.moved():
             return False
         return list(map(Tensor.data_ptr, self.batch.params)) == self._param_addresses
 
@@ -61,7 +60,7 @@ class Table:
         addresses = list(map(Tensor.data_ptr, grads))
         if addresses != self._grad_addresses:
             self._grad_addresses = addresses
-            self.rows[:, _GRAD] = _to_tensor(array("q", addresses))
+            self.rows[:, _GRAD] = to_tensor(array("q", addresses))
 
 
 def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
@@ -83,5 +82,6 @@ def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> lis
     return [len(merged), *(value for column in zip(*merged, strict=True) for value in column)]
 
 
-def _to_tensor(values: array[int]) -> Tensor:
+def to_tensor(values: array[int]) -> Tensor:
+    """The values as int64 on the CPU."""
     return torch.frombuffer(values, dtype=torch.int64).clone() if values else torch.empty(0, dtype=torch.int64)

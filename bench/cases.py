@@ -1,0 +1,106 @@
+"""What the benchmarks step: shapes, and the optimizers that step them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from itertools import chain, pairwise
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import vsgd_kernels
+from vsgd_kernels import backends
+
+Shapes = Sequence[tuple[int, ...]]
+Params = list[torch.nn.Parameter]
+
+
+def _gpt2() -> Shapes:
+    """GPT-2 small, 124 439 808 parameters; the output layer shares the token embedding."""
+    d = 768
+    norm = [(d,), (d,)]
+    attention = [(3 * d, d), (3 * d,), (d, d), (d,)]
+    mlp = [(4 * d, d), (4 * d,), (d, 4 * d), (d,)]
+    return [(50257, d), (1024, d), *(norm + attention + norm + mlp) * 12, *norm]
+
+
+def _vgg16() -> Shapes:
+    """VGG16 for CIFAR-10 with batch normalisation and one linear layer, 14 728 266 parameters."""
+    channels = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    convolutions = [[(out, into, 3, 3), (out,), (out,), (out,)] for into, out in pairwise(channels)]
+    return [*chain.from_iterable(convolutions), (10, 512), (10,)]
+
+
+#: What is stepped, by name: the shapes of a model's parameters.
+CASES: dict[str, Shapes] = {
+    "gpt2-124m": _gpt2(),
+    "vgg16": _vgg16(),
+    "1000x64": [(64,)] * 1000,
+    "32m": [(32 * 1024 * 1024,)],
+}
+
+
+class Entry(NamedTuple):
+    """An optimizer in the benchmark.
+
+    Attributes:
+        make: from parameters to the optimizer.
+        bytes_per_parameter: the byte limit: what a float32 step must move at least. Parameter and states are read and
+            written, the gradient is read.
+        slow: makes many passes over memory; benchmarks step it less often, so that they end.
+    """
+
+    make: Callable[[Params], torch.optim.Optimizer]
+    bytes_per_parameter: int
+    slow: bool = False
+
+
+_VSGD_BYTES = 4 * (2 + 3 * 2 + 1)
+_ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)
+
+
+def _fused(params: Params) -> torch.optim.Optimizer:
+    backend = backends.choose(None, params[0].device)
+    if backend.name == "eager":  # else its numbers would stand in the table as the fused ones
+        raise RuntimeError("no fused backend is in use; `python -m vsgd_kernels env` says why")
+    return vsgd_kernels.VSGD(params, lr=1e-2)
+
+
+def _pytorch_optimizer(params: Params) -> torch.optim.Optimizer:
+    from pytorch_optimizer import VSGD  # here, for its import takes seconds
+
+    return VSGD(params, lr=1e-2)
+
+
+#: What the others are measured against.
+BASELINE = "adamw (fused)"
+
+OPTIMIZERS: dict[str, Entry] = {
+    "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
+    BASELINE: Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True), _ADAMW_BYTES),
+    "adamw (foreach)": Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True), _ADAMW_BYTES, slow=True),
+    "vsgd (eager)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="eager"), _VSGD_BYTES, slow=True),
+}
+if find_spec("pytorch_optimizer"):
+    OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, _VSGD_BYTES, slow=True)
+
+
+def count(case: str) -> int:
+    """The number of parameters of a case."""
+    return sum(map(prod, CASES[case]))
+
+
+def make_params(case: str) -> Params:
+    """A case's parameters, float32, each with a small random gradient; the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(shape: tuple[int, ...], scale: float) -> Tensor:
+        return torch.randn(shape, generator=generator).mul_(scale)
+
+    params = [torch.nn.Parameter(normal(shape, 0.02)) for shape in CASES[case]]
+    for param in params:
+        param.grad = normal(param.shape, 1e-3)
+    return params

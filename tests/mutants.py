@@ -1,0 +1,71 @@
+"""`python -m tests.mutants`: breaks one term of the C++ kernels at a time and shows that the tests notice.
+
+Each mutant is compiled in place of the kernels, the tests of single steps and of the vectors run, and the kernels are
+compiled again as they were.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ["tests/test_vectors.py", "tests/test_step.py", "tests/test_finite.py"]
+
+#: file, what stands there, what takes its place
+MUTANTS = [
+    ("rules.h", "A w = bg / (bg + bhg);", "A w = bhg / (bg + bhg);"),
+    ("rules.h", "bhg * w * s.inv_a", "bg * w * s.inv_a"),
+    ("rules.h", "(sigma2 + dg * dg)", "(sigma2 + dghat * dg)"),
+    ("rules.h", "(sigma2 + dghat * dghat)", "(dghat * dghat)"),
+    ("rules.h", "s.rho2 * (s.pbhg", "s.rho1 * (s.pbhg"),
+    ("rules.h", "theta * s.decay - s.lr", "theta - s.lr"),
+    ("rules.h", "(t == 1.0 ? 0.0 : 1.0)", "1.0"),
+    ("rules.h", "mug * mug + sigma2) + s.eps", "mug * mug + sigma2)"),
+    ("rules.h", "at_least(bhg + s.rho2", "(bhg + s.rho2"),
+    ("numbers.h", "ghat + poison", "ghat"),
+    ("numbers.h", "ghat = -Bounds<A>::big > ghat ? -Bounds<A>::big : ghat;", ""),
+    ("numbers.h", "bits = magnitude < 0x0400u ? subnormal : bits;", ""),
+    ("formats.h", "(bits + 0x8000u)", "(bits + 0x7fffu)"),
+    ("formats.h", "exponent_of(p) + 86u", "exponent_of(p) + 87u"),
+    ("chunks.h", "(rows[i].numel + kBlock - 1) / kBlock", "rows[i].numel / kBlock"),
+    ("step_cpu.cpp", "int64_t move = wraps ? 1 - layout_.sizes[d] : 1;", "int64_t move = 1;"),
+]
+
+
+def build() -> None:
+    """Compiles the kernels in place."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--force"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def tests_fail() -> bool:
+    """Whether the tests notice what is compiled now."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "cpp or not eager", *TESTS]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1
+
+
+def main() -> int:
+    """Runs every mutant; returns the number that survive."""
+    survivors = 0
+    try:
+        for name, term, mutation in MUTANTS:
+            path = ROOT / "csrc" / name
+            original = path.read_text()
+            if original.count(term) != 1:
+                raise ValueError(f"{name}: expected {term!r} once, found it {original.count(term)} times")
+            try:
+                path.write_text(original.replace(term, mutation))
+                build()
+                noticed = tests_fail()
+            finally:
+                path.write_text(original)
+            survivors += not noticed
+            print(f"{'noticed ' if noticed else 'SURVIVED'}  {name}: {term}  ->  {mutation or '(nothing)'}", flush=True)
+    finally:
+        build()
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} noticed")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main())

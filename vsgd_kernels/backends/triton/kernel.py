@@ -1,0 +1,136 @@
+"""The one Triton kernel: all tensors of a launch, a rule and a dtype at a time.
+
+A program steps one chunk of one tensor. Blocks that lie wholly inside the tensor take a path without masks, whose
+addresses are known to be aligned, so that it compiles to 128-bit loads and stores; only a tensor's last block is
+masked.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..table import COLUMNS
+from .formats import load_param, low_of, stored_param
+from .rules import bounded
+
+_WIDTH = tl.constexpr(len(COLUMNS))
+_PARAM, _LOW, _GRAD, _NUMEL, _LAYOUT, _STATE = (
+    tl.constexpr(COLUMNS.index(name)) for name in ("param", "low", "grad", "numel", "layout", "state0")
+)
+
+
+@triton.jit
+def step_kernel(
+    rows,  # [tensors, COLUMNS] int64: see table.py
+    layouts,  # int64 records, for STRIDED
+    chunk_tensor,  # [programs] int32: the tensor that a program's chunk belongs to
+    first_chunk,  # [tensors] int64: the number of the tensor's first chunk
+    scalar_row,  # [tensors] int32: the tensor's row of `scalars`
+    scalars,  # [rows, SCALARS] of ARITHMETIC: the scalars of the step; the last is the gradient's sign
+    grad_scale,  # [1] float32 that the gradients are divided by, or None
+    UPDATE: tl.constexpr,  # the rule
+    STATES: tl.constexpr,
+    SCALARS: tl.constexpr,
+    PARAM: tl.constexpr,  # dtype of parameters and gradients
+    ARITHMETIC: tl.constexpr,  # dtype of states and scalars
+    TINY: tl.constexpr,
+    BIG: tl.constexpr,
+    ALIGN: tl.constexpr,  # bytes; what every address is a multiple of
+    STRIDED: tl.constexpr,  # whether the operands run over memory in different orders
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Steps chunk `program_id` of all tensors' chunks."""
+    program = tl.program_id(0)
+    tensor = tl.load(chunk_tensor + program).to(tl.int64)
+    row = rows + tensor * _WIDTH
+    s = ()
+    for i in tl.static_range(SCALARS):
+        s = s + (tl.load(scalars + tl.load(scalar_row + tensor) * SCALARS + i),)
+    factor = s[SCALARS - 1]
+    if grad_scale is not None:
+        factor = factor / tl.load(grad_scale).to(ARITHMETIC)
+    numel = tl.load(row + _NUMEL)
+    start = (program - tl.load(first_chunk + tensor)) * CHUNK
+    for first in range(start, min(start + CHUNK, numel), BLOCK):
+        if first + BLOCK <= numel:
+            _block(row, layouts, first, numel, s, factor, False,
+                   UPDATE, STATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+        else:
+            _block(row, layouts, first, numel, s, factor, True,
+                   UPDATE, STATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+
+
+@triton.jit
+def _block(
+    row, layouts, first, numel, s, factor, MASKED: tl.constexpr,
+    UPDATE: tl.constexpr, STATES: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr,
+    TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Steps elements [first, first + BLOCK) of a tensor, as far as there are any."""
+    index = first + tl.arange(0, BLOCK)
+    mask = index < numel
+    HAS_LOW: tl.constexpr = PARAM == tl.bfloat16 or PARAM == tl.float16
+
+    param = _operand(row, _PARAM, PARAM, ALIGN) + _offsets(row, layouts, index, 0, STRIDED)
+    grad = _operand(row, _GRAD, PARAM, ALIGN) + _offsets(row, layouts, index, 1, STRIDED)
+    stored = _load(param, mask, MASKED)
+    ghat = bounded(_load(grad, mask, MASKED).to(ARITHMETIC) * factor, BIG)
+    if HAS_LOW:
+        low = _operand(row, _LOW, tl.int16, ALIGN) + _offsets(row, layouts, index, 2, STRIDED)
+        theta = load_param(stored, _load(low, mask, MASKED).to(tl.int32))
+    else:
+        theta = stored
+    state = ()
+    for k in tl.static_range(STATES):
+        at = _operand(row, _STATE + k, ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
+        state = state + (_load(at, mask, MASKED),)
+
+    theta, state = UPDATE(theta, ghat, state, s, TINY)
+
+    stored = stored_param(theta, PARAM)
+    _store(param, stored, mask, MASKED)
+    if HAS_LOW:
+        _store(low, low_of(theta, stored), mask, MASKED)
+    for k in tl.static_range(STATES):
+        at = _operand(row, _STATE + k, ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
+        _store(at, state[k], mask, MASKED)
+
+
+@triton.jit
+def _operand(row, column: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr):
+    return tl.multiple_of(tl.load(row + column).to(tl.pointer_type(dtype)), ALIGN)
+
+
+@triton.jit
+def _offsets(row, layouts, index, operand: tl.constexpr, STRIDED: tl.constexpr):
+    """Where elements `index` of an operand are: there, or where its strides in the layout record say."""
+    if STRIDED:
+        record = layouts + tl.load(row + _LAYOUT)
+        dims = tl.load(record)
+        offsets = tl.zeros_like(index)
+        for i in range(dims):
+            d = dims - i
+            size = tl.load(record + d)
+            offsets += index % size * tl.load(record + d + dims * (operand + 1))
+            index = index // size
+        return offsets
+    else:
+        return index
+
+
+@triton.jit
+def _load(at, mask, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(at, mask=mask, other=1.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def _store(at, value, mask, MASKED: tl.constexpr):
+    if MASKED:
+        tl.store(at, value, mask=mask)
+    else:
+        tl.store(at, value)

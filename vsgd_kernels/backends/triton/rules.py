@@ -1,0 +1,61 @@
+"""The update rules for Triton: reference.py's names in its order, one function a rule, passed to the kernel as
+constexpr."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def at_least(x, floor):
+    """The larger of x and floor; NaN for NaN."""
+    return tl.where(x < floor, floor, x)
+
+
+@triton.jit
+def bounded(ghat, big):
+    """Clamps finite gradients to what can be squared; NaN and ±Inf give NaN."""
+    poison = ghat - ghat
+    ghat = tl.where(ghat > big, big, ghat)
+    ghat = tl.where(ghat < -big, -big, ghat)
+    return ghat + poison
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, rounded to nearest, as on every backend."""
+    if x.dtype == tl.float32:
+        return tl.div_rn(x, y)
+    else:
+        return x / y
+
+
+@triton.jit
+def square_root(x):
+    """The square root of x, rounded to nearest, as on every backend."""
+    if x.dtype == tl.float32:
+        return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt(x)
+
+
+@triton.jit
+def vsgd(theta, ghat, state, s, tiny):
+    """One step of VSGD, Algorithm 1."""
+    mug, bg, bhg = state
+    inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _ = s
+    w = divide(bg, bg + bhg)  # gain
+    sigma2 = at_least(bhg * w * inv_a, tiny)  # 16
+    d = ghat - mug
+    dg = w * d  # mug' - mug
+    dghat = d - dg  # ghat - mug'
+    mug = mug + dg  # 15
+    bg = at_least(bg + rho1 * (pbg + (sigma2 + dg * dg) - bg), tiny)  # 18, 20
+    bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + dghat * dghat) - bhg), tiny)  # 19, 21
+    theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
+    return theta, (mug, bg, bhg)
+
+
+#: rule name -> function
+RULES = {"vsgd": vsgd}
