@@ -20,7 +20,9 @@ Row = dict[str, str | int | float | None]
 
 WARMUP = 2
 #: Slow optimizers step in every so many rounds.
-SLOW_EVERY = 10
+SLOW_EVERY = 15
+#: A spread that a quiet machine does not show.
+NOISY = 0.5
 #: Rounds when none are asked for: as many as step this many parameters, within bounds.
 _PARAMETERS, _FEWEST, _MOST = 2_500_000_000, 50, 300
 
@@ -83,8 +85,8 @@ def _time_in_turn(
 
 def _spread(times: list[float]) -> float | None:
     if len(times) < 4:
-        return None  # too few for quartiles
-    low, median, high = statistics.quantiles(times, n=4)
+        return None  # too few to tell
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return (high - low) / median
 
 
@@ -110,6 +112,8 @@ def render(env: dict[str, str | int], rows: list[Row], tablefmt: str) -> str:
         f"CPU: {env['cpu']}; {env['threads']} threads; torch {env['torch']}; float32.\n"
         f"Rounds: {', '.join(f'{case} {n}' for case, n in rounds.items())}. Times are medians of `step()` alone."
     )
+    if any(row["spread"] is not None and row["spread"] > NOISY for row in rows):
+        head += f"\nSpreads above {NOISY:.0%}: the machine was not quiet, measure again before you trust those ratios."
     columns = {
         "case": "case",
         "optimizer": "optimizer",

@@ -18,8 +18,8 @@ FP16_FIXED_POINT = 2.0**-41
 #: float64 against the vectors
 VECTOR_TOLERANCE = 1e-12
 
-#: elements; the C++ kernel's block is 1024, its gather tile 256
-SIZES = [0, 1, 17, 255, 256, 257, 1023, 1024, 1025, 4097, 70_001]
+#: elements; the C++ kernel's block is 1024, its gather tile 256; Triton's block is 4096 and its chunk 8192 here
+SIZES = [0, 1, 17, 255, 256, 257, 1023, 1024, 1025, 8191, 8192, 8193, 40_001]
 
 
 @dataclass

@@ -1,12 +1,17 @@
 """Fixtures: which backends and devices the tests run on."""
 
 import json
+import os
 from pathlib import Path
+
+# Without a GPU, Triton's kernels run in its interpreter. Read when triton is imported, hence before that.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
 
 from vsgd_kernels import backends
+from vsgd_kernels.backends.triton import engine
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -14,6 +19,12 @@ VECTORS = Path(__file__).parent / "vectors"
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def large_triton_blocks():
+    """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
+    engine.WARPS, engine.CHUNK = 32, 8192
 
 
 @pytest.fixture(params=sorted(backends.BACKENDS))

@@ -209,7 +209,7 @@ def test_backend_that_is_not_available(monkeypatch):
     with pytest.raises(RuntimeError, match=f"{backends.VARIABLE}='cpp' is not available: {reason}"):
         VSGD([leaf()])
     monkeypatch.setenv(backends.VARIABLE, "fastest")
-    with pytest.raises(ValueError, match=f"{backends.VARIABLE} must be one of 'cpp', 'eager', got 'fastest'"):
+    with pytest.raises(ValueError, match=f"{backends.VARIABLE} must be one of 'cpp', 'triton', 'eager', got 'fastest'"):
         VSGD([leaf()])
 
 

@@ -33,6 +33,7 @@ def test_the_fused_kernel_is_what_runs():
 
 
 def test_argument_then_variable_then_availability(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setenv(backends.VARIABLE, "eager")
     assert chosen_by(VSGD([leaf()])) == {"eager"}
     assert chosen_by(VSGD([leaf()], backend="cpp")) == {"cpp"}
@@ -51,18 +52,22 @@ def test_env(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["torch", f"{torch.__version__},"] for line in lines)
     assert any(line.split() == ["cpp", "cpu", "yes"] for line in lines)
+    assert any(line.split() == ["triton", "cuda,", "cpu", "yes"] for line in lines)
     assert any(line.split() == ["eager", "any", "device", "yes"] for line in lines)
+    monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(backends.BACKENDS["cpp"], "why_unavailable", lambda: "no compiled kernels; build them")
     monkeypatch.setenv(backends.VARIABLE, "cpp")
     assert __main__.main(["env"]) == 0
     out = capsys.readouterr().out
     assert "no: no compiled kernels; build them" in out
+    assert torch.cuda.is_available() or "no: torch sees no GPU" in out
     assert "VSGD_KERNELS_BACKEND='cpp' is not available: no compiled kernels" in out
 
 
 def run(python, code, **env):
+    env = {**os.environ, "TRITON_INTERPRET": "0", **env}
     return subprocess.run(
-        [python, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, cwd=ROOT.parent, check=False
+        [python, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT.parent, check=False
     )
 
 

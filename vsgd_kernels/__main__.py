@@ -1,15 +1,16 @@
-"""The command line: `python -m vsgd_kernels env`."""
+"""The command line: `python -m vsgd_kernels env` and `inspect`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import sys
 
 import torch
 
-from . import __version__, backends
+from . import __version__, backends, machine_code
 
 
 def environment() -> str:
@@ -25,12 +26,12 @@ def environment() -> str:
         f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
         f"CUDA device   {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
         "",
-        "backend       runs on     available",
+        "backend       runs on       available",
     ]
     for backend in backends.BACKENDS.values():
         devices = ", ".join(backend.device_types or ("any device",))
         reason = backend.why_unavailable()
-        lines.append(f"{backend.name:13} {devices:11} {'yes' if reason is None else f'no: {reason}'}")
+        lines.append(f"{backend.name:13} {devices:13} {'yes' if reason is None else f'no: {reason}'}")
     try:
         requested = backends.requested(None)
         chosen = requested.name if requested else "not set: the first that is available and fits the device"
@@ -44,8 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vsgd_kernels", description="Fused VSGD optimizers for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="print versions and which backends are available, and if not why")
-    parser.parse_args(argv)
-    print(environment())
+    inspect = commands.add_parser("inspect", help="compile every Triton kernel for a GPU that need not be there")
+    inspect.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100 or gfx942 (default: %(default)s)")
+    inspect.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "env":
+        print(environment())
+        return 0
+    try:
+        entries = machine_code.inspect(arguments.arch)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    print(json.dumps(entries, indent=1) if arguments.json else machine_code.as_text(entries))
     return 0
 
 

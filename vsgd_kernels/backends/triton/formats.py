@@ -7,6 +7,15 @@ import triton.language as tl
 
 
 @triton.jit
+def widen(x, ARITHMETIC: tl.constexpr):
+    """A parameter or gradient in arithmetic dtype, exactly; Triton's interpreter loses bf16's subnormals."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(ARITHMETIC)
+
+
+@triton.jit
 def load_param(stored, low):
     """The master of a parameter, in arithmetic dtype; `low` counts for 16-bit parameters only."""
     if stored.dtype == tl.bfloat16:

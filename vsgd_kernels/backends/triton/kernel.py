@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..table import COLUMNS
-from .formats import load_param, low_of, stored_param
+from .formats import load_param, low_of, stored_param, widen
 from .rules import bounded
 
 _WIDTH = tl.constexpr(len(COLUMNS))
@@ -43,16 +43,16 @@ def step_kernel(
 ):
     """Steps chunk `program_id` of all tensors' chunks."""
     program = tl.program_id(0)
-    tensor = tl.load(chunk_tensor + program).to(tl.int64)
+    tensor = _entry(chunk_tensor + program).to(tl.int64)
     row = rows + tensor * _WIDTH
     s = ()
     for i in tl.static_range(SCALARS):
-        s = s + (tl.load(scalars + tl.load(scalar_row + tensor) * SCALARS + i),)
+        s = s + (_entry(scalars + _entry(scalar_row + tensor) * SCALARS + i),)
     factor = s[SCALARS - 1]
     if grad_scale is not None:
-        factor = factor / tl.load(grad_scale).to(ARITHMETIC)
-    numel = tl.load(row + _NUMEL)
-    start = (program - tl.load(first_chunk + tensor)) * CHUNK
+        factor = factor / _entry(grad_scale).to(ARITHMETIC)
+    numel = _entry(row + _NUMEL)
+    start = (program - _entry(first_chunk + tensor)) * CHUNK
     for first in range(start, min(start + CHUNK, numel), BLOCK):
         if first + BLOCK <= numel:
             _block(row, layouts, first, numel, s, factor, False,
@@ -76,7 +76,7 @@ def _block(
     param = _operand(row, _PARAM, PARAM, ALIGN) + _offsets(row, layouts, index, 0, STRIDED)
     grad = _operand(row, _GRAD, PARAM, ALIGN) + _offsets(row, layouts, index, 1, STRIDED)
     stored = _load(param, mask, MASKED)
-    ghat = bounded(_load(grad, mask, MASKED).to(ARITHMETIC) * factor, BIG)
+    ghat = bounded(widen(_load(grad, mask, MASKED), ARITHMETIC) * factor, BIG)
     if HAS_LOW:
         low = _operand(row, _LOW, tl.int16, ALIGN) + _offsets(row, layouts, index, 2, STRIDED)
         theta = load_param(stored, _load(low, mask, MASKED).to(tl.int32))
@@ -99,21 +99,27 @@ def _block(
 
 
 @triton.jit
+def _entry(at):
+    """An entry of a table: unlike a tensor's elements, many programs read it."""
+    return tl.load(at, eviction_policy="evict_last")
+
+
+@triton.jit
 def _operand(row, column: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr):
-    return tl.multiple_of(tl.load(row + column).to(tl.pointer_type(dtype)), ALIGN)
+    return tl.multiple_of(_entry(row + column).to(tl.pointer_type(dtype)), ALIGN)
 
 
 @triton.jit
 def _offsets(row, layouts, index, operand: tl.constexpr, STRIDED: tl.constexpr):
     """Where elements `index` of an operand are: there, or where its strides in the layout record say."""
     if STRIDED:
-        record = layouts + tl.load(row + _LAYOUT)
-        dims = tl.load(record)
+        record = layouts + _entry(row + _LAYOUT)
+        dims = _entry(record)
         offsets = tl.zeros_like(index)
         for i in range(dims):
             d = dims - i
-            size = tl.load(record + d)
-            offsets += index % size * tl.load(record + d + dims * (operand + 1))
+            size = _entry(record + d)
+            offsets += index % size * _entry(record + d + dims * (operand + 1))
             index = index // size
         return offsets
     else:

@@ -1,0 +1,158 @@
+"""What Triton's kernel compiles to for a GPU that need not be there: `python -m vsgd_kernels inspect --arch sm_90`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .backends.triton import interpreted
+from .batch import DTYPES
+from .rules import RULES, Rule, arithmetic_dtype
+
+#: Bits of an access by what its SASS opcode ends in; without any of these it has 32.
+_SASS_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
+_SASS = re.compile(r"(?P<guard>@!?U?P\d+\s+)?(?P<op>LDG|STG)\.E(?P<suffixes>[.\w]*)")
+_GCN = re.compile(r"global_(?P<op>load|store)_[us]?(?P<kind>byte|short|dwordx\d|dword)")
+_GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
+
+
+
+def inspect(arch: str) -> list[dict[str, Any]]:
+    """Compiles every kernel for a target.
+
+    Args:
+        arch: "sm_80", "sm_90", "sm_100" …, or "gfx942" and the like.
+
+    Returns:
+        For each rule, dtype, layout and path an object with
+
+        - kernel: dtype of the parameters, and whether addresses are "aligned" to 16 bytes, "misaligned" or "strided";
+        - rule, format: the update rule, and how its states are stored;
+        - path: "full" for blocks that lie wholly inside a tensor, "tail" for a tensor's last block, "table" for what a
+          program reads of the tables; for AMD targets "all", whose code does not tell them apart;
+        - registers a thread, local_bytes of spilled registers a thread (of the kernel as a whole);
+        - loads, stores: {bits of an access: number of instructions}.
+
+    Raises:
+        ValueError: the target is not known.
+        RuntimeError: Triton is missing, interprets kernels instead of compiling them, or cannot compile for the target.
+    """
+    if not re.fullmatch(r"sm_\d+|gfx\w+", arch):
+        raise ValueError(f"arch must be like 'sm_90' or 'gfx942', got {arch!r}")
+    if interpreted():
+        raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
+    return [
+        {"kernel": f"{_name(dtype)} {layout}", "rule": rule.name, "format": "fp32", **entry}
+        for rule in RULES.values()
+        for dtype in DTYPES
+        for layout in ("aligned", "misaligned", "strided")
+        for entry in _entries(_compile(rule, dtype, layout, arch), arch)
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _compile(rule: Rule, dtype: torch.dtype, layout: str, arch: str) -> Any:
+    """The kernel compiled for one dtype and layout, as the engine would launch it."""
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise RuntimeError(f"triton is not installed ({error}); `pip install triton` brings it") from error
+    from .backends.triton import engine
+    from .backends.triton.kernel import step_kernel
+
+    constants = engine.constants(rule, dtype, layout != "misaligned", layout == "strided")
+    scalars = "*fp64" if arithmetic_dtype(dtype) == torch.float64 else "*fp32"
+    signature = {
+        "rows": "*i64",
+        "layouts": "*i64",
+        "chunk_tensor": "*i32",
+        "first_chunk": "*i64",
+        "scalar_row": "*i64",
+        "scalars": scalars,
+        "grad_scale": "constexpr",
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(6)}
+    source = ASTSource(step_kernel, signature, constexprs={"grad_scale": None, **constants}, attrs=aligned)
+    nvidia = arch.startswith("sm_")
+    target = GPUTarget("cuda", int(arch[3:]), 32) if nvidia else GPUTarget("hip", arch, 64)
+    try:
+        return triton.compile(source, target=target, options={"num_warps": engine.WARPS, "enable_fp_fusion": False})
+    except Exception as error:
+        raise RuntimeError(f"Triton cannot compile for arch={arch!r}: {error}") from error
+
+
+def _entries(compiled: Any, arch: str) -> Iterator[dict[str, Any]]:
+    if arch.startswith("sm_"):
+        assembly, usage = _disassemble(compiled.asm["cubin"])
+        registers, local = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "LOCAL"))
+        accesses = _sass_accesses(assembly)
+    else:
+        assembly = compiled.asm["amdgcn"]
+        fields = (r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)")
+        registers, local = (int(re.findall(field, assembly)[0]) for field in fields)
+        accesses = Counter(("all", match["op"], _GCN_BITS[match["kind"]]) for match in _GCN.finditer(assembly))
+    for path in sorted({path for path, _, _ in accesses}):
+        yield {
+            "path": path,
+            "registers": registers,
+            "local_bytes": local,
+            "loads": _by_bits(accesses, path, "load"),
+            "stores": _by_bits(accesses, path, "store"),
+        }
+
+
+def _by_bits(accesses: Counter[tuple[str, str, int]], path: str, op: str) -> dict[int, int]:
+    return {bits: n for (p, o, bits), n in sorted(accesses.items()) if (p, o) == (path, op)}
+
+
+def _sass_accesses(assembly: str) -> Counter[tuple[str, str, int]]:
+    """(path, load or store, bits) -> instructions. Tables are read with the hint to keep them; tails are guarded."""
+    accesses: Counter[tuple[str, str, int]] = Counter()
+    for match in _SASS.finditer(assembly):
+        suffixes = match["suffixes"].split(".")
+        path = "table" if "EL" in suffixes else "tail" if match["guard"] else "full"
+        bits = next((_SASS_BITS[suffix] for suffix in suffixes if suffix in _SASS_BITS), 32)
+        accesses[path, "load" if match["op"] == "LDG" else "store", bits] += 1
+    return accesses
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """The machine code as text, and the resources that it uses."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        commands = (("nvdisasm", "-c"), ("cuobjdump", "-res-usage"))
+        outputs = [
+            subprocess.run([tools / tool, option, file], capture_output=True, text=True, check=True).stdout
+            for tool, option in commands
+        ]
+    return outputs[0], outputs[1]
+
+
+def as_text(entries: list[dict[str, Any]]) -> str:
+    """The entries as a Markdown table."""
+    lines = [
+        "| rule | format | kernel | path | registers | local bytes | loads | stores |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        widths = (", ".join(f"{n} of {bits}" for bits, n in entry[key].items()) or "none" for key in ("loads",
+        "stores")) names = (entry[key] for key in ("rule", "format", "kernel", "path", "registers", "local_bytes"))
+        lines.append("| " + " | ".join(map(str, (*names, *widths))) + " |")
+    return "\n".join(lines)
