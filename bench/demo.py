@@ -160,7 +160,7 @@ def report(runs: dict[str, Run]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.demo", description="Trains a small transformer twice.")
-    parser.add_argument("--steps", type=int, default=500, help="of training, for each optimizer (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="of training, for each optimizer (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the plot (default: %(default)s)")
     args = parser.parse_args(argv)
 

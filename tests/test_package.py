@@ -66,9 +66,7 @@ def test_env(capsys, monkeypatch):
 
 def run(python, code, **env):
     env = {**os.environ, "TRITON_INTERPRET": "0", **env}
-    return subprocess.run(
-        [python, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT.parent, check=False
-    )
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT.parent, check=False)
 
 
 STEP = """

@@ -19,9 +19,8 @@ from .rules import RULES, Rule, arithmetic_dtype
 #: Bits of an access by what its SASS opcode ends in; without any of these it has 32.
 _SASS_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
 _SASS = re.compile(r"(?P<guard>@!?U?P\d+\s+)?(?P<op>LDG|STG)\.E(?P<suffixes>[.\w]*)")
-_GCN = re.compile(r"global_(?P<op>load|store)_[us]?(?P<kind>byte|short|dwordx\d|dword)")
+_GCN = re.compile(r"(?:global|flat|buffer)_(?P<op>load|store)_[us]?(?P<kind>byte|short|dwordx\d|dword)")
 _GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
-
 
 
 def inspect(arch: str) -> list[dict[str, Any]]:
@@ -152,7 +151,7 @@ def as_text(entries: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in entries:
-        widths = (", ".join(f"{n} of {bits}" for bits, n in entry[key].items()) or "none" for key in ("loads",
-        "stores")) names = (entry[key] for key in ("rule", "format", "kernel", "path", "registers", "local_bytes"))
+        widths = (", ".join(f"{n} of {bits}" for bits, n in entry[op].items()) or "none" for op in ("loads", "stores"))
+        names = (entry[key] for key in ("rule", "format", "kernel", "path", "registers", "local_bytes"))
         lines.append("| " + " | ".join(map(str, (*names, *widths))) + " |")
     return "\n".join(lines)
