@@ -18,7 +18,9 @@ from .rules import RULES, Rule, arithmetic_dtype
 
 #: Bits of an access by what its SASS opcode ends in; without any of these it has 32.
 _SASS_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
-_SASS = re.compile(r"(?P<guard>@!?U?P\d+\s+)?(?P<op>LDG|STG)\.E(?P<suffixes>[.\w]*)")
+_SASS = re.compile(r"(?P<op>LDG|STG)\.E(?P<suffixes>[.\w]*)")
+#: The paths by the eviction hints that kernel.py gives their accesses.
+_SASS_PATHS = {"EL": "table", "EF": "tail"}
 _GCN = re.compile(r"(?:global|flat|buffer)_(?P<op>load|store)_[us]?(?P<kind>byte|short|dwordx\d|dword)")
 _GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
 
@@ -118,11 +120,11 @@ def _by_bits(accesses: Counter[tuple[str, str, int]], path: str, op: str) -> dic
 
 
 def _sass_accesses(assembly: str) -> Counter[tuple[str, str, int]]:
-    """(path, load or store, bits) -> instructions. Tables are read with the hint to keep them; tails are guarded."""
+    """(path, load or store, bits) -> instructions."""
     accesses: Counter[tuple[str, str, int]] = Counter()
     for match in _SASS.finditer(assembly):
         suffixes = match["suffixes"].split(".")
-        path = "table" if "EL" in suffixes else "tail" if match["guard"] else "full"
+        path = next((_SASS_PATHS[suffix] for suffix in suffixes if suffix in _SASS_PATHS), "full")
         bits = next((_SASS_BITS[suffix] for suffix in suffixes if suffix in _SASS_BITS), 32)
         accesses[path, "load" if match["op"] == "LDG" else "store", bits] += 1
     return accesses
