@@ -41,7 +41,7 @@ def build() -> None:
 def tests_fail() -> bool:
     """Whether the tests notice what is compiled now."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "not eager and not triton", *TESTS]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode != 0  # a crash counts
 
 
 def main() -> int:

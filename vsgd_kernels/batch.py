@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .formats import LOW_DTYPE
 from .rules import Rule, arithmetic_dtype
@@ -45,9 +46,16 @@ class Batch:
         Gradients must have their parameters' shapes, dtypes and device; their strides are free.
         """
         width = len(self.rule.hyper)
-        if self.hyper.dtype != torch.float64 or self.hyper.dim() != 2 or self.hyper.shape[1] != width:
+        if (
+            self.hyper.dtype != torch.float64
+            or self.hyper.dim() != 2
+            or self.hyper.shape[1] != width
+            or not self.hyper.is_contiguous()
+            or self.hyper.device.type != "cpu"
+        ):
             raise ValueError(
-                f"hyper must be float64 with {width} columns, got {self.hyper.dtype}, {tuple(self.hyper.shape)}"
+                f"hyper must be float64 with {width} columns, contiguous and on the CPU, got {self.hyper.dtype}, "
+                f"{tuple(self.hyper.shape)}, strides {self.hyper.stride()}, {self.hyper.device}"
             )
         if wrong := [group for group in self.groups if not 0 <= group < len(self.hyper)]:
             raise ValueError(f"groups must be rows of hyper, 0 to {len(self.hyper) - 1}, got {wrong[0]}")
@@ -60,6 +68,8 @@ class Batch:
                 _check_written(f"state 'low' of {name}", low, param, LOW_DTYPE)
             for key, state in zip(self.rule.states, states, strict=True):
                 _check_written(f"state {key!r} of {name}", state, param, arithmetic_dtype(param.dtype))
+            if not isinstance(step, Tensor):
+                raise TypeError(f"state 'step' of {name} must be a tensor, got {step!r}")
             if step.dtype != torch.float32 or step.dim() != 0 or step.device.type != "cpu":
                 raise TypeError(
                     f"state 'step' of {name} must be a 0-dimensional float32 tensor on the CPU, "
@@ -88,10 +98,16 @@ def check_grad(name: str, param: Tensor, grad: Tensor) -> None:
     """Raises TypeError or ValueError where a gradient does not fit its parameter."""
     if grad.layout != torch.strided:
         raise TypeError(f"the gradient of {name} must be dense, got layout {grad.layout}")
+    if grad.is_neg():
+        raise TypeError(f"the gradient of {name} is a view that negates its memory; resolve_neg() it first")
     _check_like(f"the gradient of {name}", grad, param, param.dtype)
 
 
 def _check_like(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {tensor!r}")
+    if is_traceable_wrapper_subclass(tensor):
+        raise TypeError(f"{name} must hold its own memory, got a wrapper of other tensors, {type(tensor).__name__}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} for a parameter of {param.dtype}, got {tensor.dtype}")
     if tensor.shape != param.shape:

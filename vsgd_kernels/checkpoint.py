@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import formats
-from .rules import Rule
+from .rules import BOUNDS, Rule
 
-#: Group entries of the two other implementations that are no settings of ours.
+#: Group entries of pytorch_optimizer that are no settings of ours.
 _FOREIGN_SETTINGS = ("step", "pa2", "pbg2", "pbhg2", "weight_decouple", "foreach")
 #: The authors' constant, which neither implementation stores under a name.
 _AUTHORS_SHAPE_OFFSET = 1e-4
@@ -54,8 +54,7 @@ def convert(state_dict: dict[str, Any], rule: Rule, params: list[Tensor]) -> dic
 
 
 def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
-    settings = {name: value for name, value in group.items() if name not in _FOREIGN_SETTINGS}
-    settings.setdefault("maximize", False)
+    settings = dict(group)
     if "shape_offset" not in group and "ghattg" in group:  # the authors'
         settings["shape_offset"] = _AUTHORS_SHAPE_OFFSET
     if "pa2" in group:  # pytorch_optimizer's
@@ -64,6 +63,9 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
                 f"weight_decouple=False with weight_decay={group['weight_decay']} in the checkpoint: "
                 "only decoupled weight decay is implemented"
             )
+        if not group["pbg2"] > 0:
+            raise ValueError(f"ps={group['pbg2'] / 2.0} in the checkpoint: expected it to be greater than 0")
+        settings = {name: value for name, value in group.items() if name not in _FOREIGN_SETTINGS}
         settings["ps"] = group["pbg2"] / 2.0
         settings["ghattg"] = group["pbhg2"] / group["pbg2"]
         settings["shape_offset"] = group.get("shape_offset", _AUTHORS_SHAPE_OFFSET)
@@ -74,8 +76,8 @@ def _convert_state(
     name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor
 ) -> dict[str, Any]:
     step = state.get("step", group.get("step", 0))
-    if not _is_number(step):
-        raise ValueError(f"{name}: expected step to be a number, found {step!r}")
+    if not _is_count(step):
+        raise ValueError(f"{name}: expected step to be a whole number from 0 on, found {step!r}")
     if not state or step == 0:
         return {}  # not stepped yet: it starts from the prior
     if missing := [key for key in rule.states if key not in state]:
@@ -85,7 +87,10 @@ def _convert_state(
         _check_saved(f"{name}: expected {key}", state[key], param)
         if key in rule.rates and not _all_positive(state[key]):
             raise ValueError(f"{name}: expected {key} to be greater than 0, found {state[key].min().item()}")
-        converted[key] = Exact(formats.empty_state(param).copy_(state[key]))
+        restored = formats.empty_state(param).copy_(state[key])
+        if key in rule.rates:  # from float64 to float32 a rate may leave the range in which the step stays finite
+            restored.clamp_(BOUNDS[restored.dtype].tiny, BOUNDS[restored.dtype].big ** 2)
+        converted[key] = Exact(restored)
     if formats.has_low(param.dtype):
         converted["low"] = Exact(_convert_low(name, state, param))
     return converted
@@ -104,12 +109,16 @@ def _convert_low(name: str, state: dict[str, Any], param: Tensor) -> Tensor:
 def _check_saved(expected: str, saved: Any, param: Tensor) -> None:
     if not isinstance(saved, Tensor):
         raise ValueError(f"{expected} to be a tensor, found {saved!r}")
+    if saved.is_complex():
+        raise ValueError(f"{expected} to be real, found {saved.dtype}")
     if saved.shape != param.shape:
         raise ValueError(f"{expected} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
+def _is_count(value: Any) -> bool:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0 and float(value).is_integer()
 
 
 def _all_positive(rates: Tensor) -> bool:

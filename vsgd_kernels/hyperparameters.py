@@ -32,10 +32,11 @@ def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:
     """The values of a parameter group, in the order of `names`, as a row of the hyper table.
 
     Raises:
-        KeyError: one is missing.
         TypeError: one is not a number, or `maximize` not a bool.
-        ValueError: one is out of its range; the message has its name and value.
+        ValueError: one is missing or out of its range; the message has its name and value.
     """
+    if missing := [name for name in names if name not in group]:
+        raise ValueError(f"{missing[0]} is missing from a parameter group")
     return _checked_row(names, *(_number(name, group[name]) for name in names))
 
 
@@ -43,7 +44,9 @@ def _number(name: str, value: Any) -> Any:
     """The number in a tensor of one element; a number as it is."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+            raise ValueError(f"Tensor {name} must be 1-element, got {value!r}")
+        if value.device.type == "meta":
+            raise ValueError(f"{name} has no value: its device is meta")
         value = value.item()
     if name == "maximize":
         if not isinstance(value, bool):
@@ -55,9 +58,16 @@ def _number(name: str, value: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
-    row = tuple(map(float, values))
+    row = tuple(map(_float, values))
     for name, number, value in zip(names, row, values, strict=True):
         words, holds = _LIMITS[name]
         if not holds(number):
             raise ValueError(f"{name} must be {words}, got {value!r}")
     return row
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond float64 is as good as infinite
+        return math.inf

@@ -63,10 +63,13 @@ class FusedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         rows = [hyperparameters.row(self.rule.hyper, group) for group in self.param_groups]
-        grads = gradients_of(self.param_groups)
-        if self._plan is None or not self._plan.serves(self.param_groups, grads, self.state, rows):
+        gradients = gradients_of(self.param_groups)
+        if not gradients.present:
+            return loss
+        if self._plan is None or not self._plan.serves(self.param_groups, gradients, self.state, rows):
+            self._plan = None  # lets go of what it holds even where the next cannot be made
             self._plan = self._make_plan(rows)
-        self._plan.run(grads, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        self._plan.run(gradients, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return loss
 
     def _make_plan(self, rows: list[tuple[float, ...]]) -> Plan:
@@ -75,9 +78,15 @@ class FusedOptimizer(Optimizer):
         for op in operands:
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
-        for op in operands:
-            self._init_state(op.param, rows[op.group])
-        return Plan(self.rule, self._backend, self.param_groups, self.state, rows)
+        fresh = [op.param for op in operands if not self.state.get(op.param)]
+        try:
+            for op in operands:
+                self._init_state(op.param, rows[op.group])
+            return Plan(self.rule, self._backend, self.param_groups, self.state, rows)
+        except BaseException:
+            for param in fresh:
+                self.state.pop(param, None)
+            raise
 
     def _init_state(self, param: Tensor, row: tuple[float, ...]) -> None:
         """Gives a parameter the state that it lacks: all at its first step, `low` when it has become a 16-bit one."""

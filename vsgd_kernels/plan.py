@@ -28,6 +28,18 @@ class Operand(NamedTuple):
     group: int
 
 
+class Gradients(NamedTuple):
+    """Gradients of a step.
+
+    Attributes:
+        there: for each parameter in order whether it has one.
+        present: those that are there.
+    """
+
+    there: list[bool]
+    present: list[Tensor]
+
+
 def operands_of(param_groups: ParamGroups) -> Iterator[Operand]:
     """The parameters that have a gradient, in order."""
     for i, group in enumerate(param_groups):
@@ -88,28 +100,21 @@ class Plan:
                 [operands[i].group for i in indices],
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
-        grads = gradients_of(param_groups)
         self._objects = list(self._look(param_groups, state))
         self._group_sizes = [len(group["params"]) for group in param_groups]
-        self._has_grad = list(map(is_not, grads, repeat(None)))
-        self._strides = [op.grad.stride() for op in operands]
-        self._sizes = [op.grad.numel() for op in operands]
+        self._there = gradients_of(param_groups).there
+        self._params = [op.param for op in operands]
+        self._layouts = _layouts(self._params, [op.grad for op in operands])
 
     def serves(
-        self,
-        param_groups: ParamGroups,
-        grads: list[Tensor | None],
-        state: States,
-        rows: list[tuple[float, ...]],
+        self, param_groups: ParamGroups, gradients: Gradients, state: States, rows: list[tuple[float, ...]]
     ) -> bool:
         """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
-        present = _present(grads)
         if not (
             self._group_sizes == [len(group["params"]) for group in param_groups]
-            and self._has_grad == list(map(is_not, grads, repeat(None)))
+            and self._there == gradients.there
             and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
-            and self._strides == list(map(Tensor.stride, present))
-            and self._sizes == list(map(Tensor.numel, present))
+            and self._layouts == _layouts(self._params, gradients.present)
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
@@ -118,9 +123,9 @@ class Plan:
             self._hyper.copy_(torch.tensor(rows, dtype=torch.float64))
         return True
 
-    def run(self, grads: list[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""
-        present = _present(grads)
+        present = gradients.present
         for launch, indices in self._launches:
             own = present if len(self._launches) == 1 else [present[i] for i in indices]
             launch.run(own, grad_scale, found_inf)
@@ -134,13 +139,22 @@ class Plan:
         )
 
 
-def gradients_of(param_groups: ParamGroups) -> list[Tensor | None]:
-    """Every parameter's gradient, or None, in order."""
-    return [param.grad for group in param_groups for param in group["params"]]
+def gradients_of(param_groups: ParamGroups) -> Gradients:
+    """Every parameter's gradient, as far as it has one."""
+    grads = [param.grad for group in param_groups for param in group["params"]]
+    there = list(map(is_not, grads, repeat(None)))
+    return Gradients(there, list(compress(grads, there)))
 
 
-def _present(grads: list[Tensor | None]) -> list[Tensor]:
-    return list(compress(grads, map(is_not, grads, repeat(None))))  # type: ignore[arg-type]
+def _layouts(params: list[Tensor], grads: list[Tensor]) -> list[list[Any]]:
+    """How parameters and gradients are laid out; their addresses are the backends' concern."""
+    return [
+        *(list(map(Tensor.stride, tensors)) for tensors in (params, grads)),
+        # A parameter of other size or dtype cannot have a gradient of these.
+        list(map(Tensor.numel, grads)),
+        [grad.dtype for grad in grads],
+        list(map(Tensor.is_neg, grads)),
+    ]
 
 
 def _by_device(operands: list[Operand]) -> list[list[int]]:

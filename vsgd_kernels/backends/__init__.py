@@ -50,7 +50,7 @@ def find(name: str, origin: str = "backend") -> Backend:
         ValueError: there is none; `origin` is the argument that asked for it.
         RuntimeError: it is not available in this installation.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{origin} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     if reason := BACKENDS[name].why_unavailable():
         raise RuntimeError(f"{origin}={name!r} is not available: {reason}")

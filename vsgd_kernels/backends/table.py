@@ -46,7 +46,9 @@ class Table:
 
         self._param_addresses = list(map(Tensor.data_ptr, batch.params))
         self._grad_addresses = list(map(Tensor.data_ptr, grads))
-        watched = [*chain.from_iterable(batch.states), *(low for low in batch.lows if low is not None)]
+        _check_storage(batch.names, batch.params)
+        _check_storage([f"the gradient of {name}" for name in batch.names], grads)
+        watched = [*chain.from_iterable(batch.states), *batch.steps, *(low for low in batch.lows if low is not None)]
         self._watch = Watch(watched)
 
     def is_current(self) -> bool:
@@ -59,8 +61,18 @@ class Table:
         """Takes the addresses of gradients that are laid out as those it was built with."""
         addresses = list(map(Tensor.data_ptr, grads))
         if addresses != self._grad_addresses:
+            if 0 in addresses:
+                _check_storage([f"the gradient of {name}" for name in self.batch.names], grads)
             self._grad_addresses = addresses
             self.rows[:, _GRAD] = to_tensor(array("q", addresses))
+
+
+def _check_storage(names: Sequence[str], tensors: list[Tensor]) -> None:
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.data_ptr() == 0 and tensor.numel():
+            raise TypeError(
+                f"{name} has no memory of its own ({type(tensor).__name__}): clone() it or take the eager backend"
+            )
 
 
 def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
