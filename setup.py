@@ -1,7 +1,7 @@
 """Builds the native kernels where torch and a C++17 compiler are at hand; without them the package is pure Python.
 
 Everything that needs neither is in pyproject.toml. The extension uses the LibTorch stable ABI and nothing of Python's C
-API, so that one wheel serves torch 2.10 and later and Python 3.10 and later.
+API, so that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later.
 """
 
 import sys

@@ -13,7 +13,7 @@ constexpr int kMaxStates = 4;
 struct Row {
   int64_t param, low, grad, step;  // addresses; low is 0 where the parameter has none
   int64_t numel;
-  int64_t dtype;   // index in table.py's DTYPES
+  int64_t dtype;   // index in batch.py's DTYPES
   int64_t group;   // row of the hyper table
   int64_t layout;  // offset of its record in `layouts`, or -1: every operand runs over the same dense memory
   int64_t state[kMaxStates];  // addresses

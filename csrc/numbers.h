@@ -31,7 +31,7 @@ template <class P> struct Arithmetic { using type = float; };
 template <> struct Arithmetic<double> { using type = double; };
 
 // big: gradients beyond it count as it, since the rates hold squares, which must stay finite.
-// tiny: rates and variances below it count as it, since they are divided by. (reference.py has the same table.)
+// tiny: rates and variances below it count as it, since they are divided by. (rules.py has the same table.)
 template <class A> struct Bounds;
 template <> struct Bounds<float> {
   static constexpr float tiny = 0x1p-100f, big = 0x1p60f;

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from vsgd_kernels import VSGD, backends
 
@@ -16,7 +17,15 @@ def leaf(**kwargs):
 @pytest.mark.parametrize(
     ("name", "values"),
     {
-        "lr": [-1e-3, math.nan, math.inf, torch.tensor([0.1, 0.1]), torch.tensor(-1.0), torch.tensor(math.nan)],
+        "lr": [
+            -1e-3,
+            math.nan,
+            math.inf,
+            10**400,
+            torch.tensor([0.1, 0.1]),
+            torch.tensor(-1.0),
+            torch.tensor(math.nan),
+        ],
         "eps": [-1e-8, math.nan, math.inf],
         "weight_decay": [-0.1, math.nan, math.inf],
         "ps": [0.0, -1e-8, math.nan, math.inf],
@@ -29,7 +38,7 @@ def leaf(**kwargs):
 )
 def test_values(name, values):
     for value in values:
-        shown = "1-element" if isinstance(value, torch.Tensor) and value.numel() > 1 else None
+        shown = "[0.1" if isinstance(value, torch.Tensor) and value.numel() > 1 else None
         number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
         with pytest.raises(ValueError, match=name) as error:
             VSGD([leaf()], **{name: value})
@@ -133,6 +142,41 @@ def test_gradient_of_another_dtype(backend, stepped):
     assert_refused(optimizer, params, TypeError, r"gradient of parameter 1 of group 0 \(second.weight\).*torch.float32")
 
 
+def test_gradient_dtype_changed_on_its_own(backend, stepped):
+    optimizer, params = make(backend, stepped)
+    params[1].grad.data = params[1].grad.data.bfloat16()
+    assert_refused(optimizer, params, TypeError, r"gradient of parameter 1 of group 0.*torch.bfloat16")
+
+
+def test_lazily_negated_gradient(backend, stepped):
+    optimizer, params = make(backend, stepped)
+    params[1].grad = (torch.ones(3, dtype=torch.complex64) * 1j).conj().imag
+    assert params[1].grad.is_neg()
+    assert_refused(optimizer, params, TypeError, r"gradient of parameter 1 of group 0 .* resolve_neg")
+
+
+def test_gradient_without_memory(stepped):
+    optimizer, params = make("cpp", stepped)
+    params[1].grad = torch._efficientzerotensor(3)
+    assert_refused(optimizer, params, TypeError, "gradient of parameter 1 of group 0 has no memory")
+
+
+def test_wrapper_of_other_tensors(backend, stepped):
+    optimizer, params = make(backend, stepped)
+    params[1].grad = TwoTensor(torch.ones(3), torch.ones(3))
+    assert_refused(optimizer, params, TypeError, r"gradient of parameter 1 of group 0 .*\bown.*TwoTensor")
+
+
+def test_a_refused_step_leaves_no_new_state(backend):
+    optimizer, params = make(backend, stepped=False)
+    params[1].grad = None
+    optimizer.step()
+    optimizer.state[params[0]]["mug"] = torch.zeros(2)
+    params[1].grad = torch.ones(3)
+    assert_refused(optimizer, params, ValueError, "state 'mug' of parameter 0")
+    assert not optimizer.state.get(params[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.float8_e4m3fn], ids=str)
 def test_parameter_dtype_changed_later(backend, stepped, dtype):
     optimizer, params = make(backend, stepped)
@@ -194,6 +238,15 @@ def test_state_replaced_by_one_that_does_not_fit(backend, key, value, error, mat
     assert_refused(optimizer, params, error, match)
 
 
+def test_step_count_that_is_no_tensor(backend):
+    optimizer, params = make(backend, stepped=True)
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[1]]["step"] = 5
+    with pytest.raises(TypeError, match="state 'step' of parameter 1 of group 0 must be a tensor, got 5"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
+
+
 def test_state_without_an_entry(backend):
     optimizer, params = make(backend, stepped=True)
     del optimizer.state[params[1]]["bg"]
@@ -235,4 +288,6 @@ def test_loading_what_does_not_fit():
     refused(lambda d: d["param_groups"][0]["params"].append(2), "doesn't match the size")
     refused(lambda d: d["param_groups"].append(d["param_groups"][0]), "different number of parameter groups")
     refused(lambda d: d["state"][1].update(mug=1.0), "parameter 1.*mug.*tensor, found 1.0")
-    refused(lambda d: d["state"][1].update(step="two"), "parameter 1.*step.*'two'")
+    refused(lambda d: d["state"][1].update(bg=torch.ones(3, dtype=torch.complex64)), "parameter 1.*bg to be real")
+    for step in ("two", -3.0, math.nan, 0.5, True):
+        refused(lambda d, step=step: d["state"][1].update(step=step), f"parameter 1.*step.*found {step!r}")

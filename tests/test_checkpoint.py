@@ -231,6 +231,38 @@ def test_pytorch_optimizers_checkpoint_goes_on_as_theirs(backend, generator):
     torch.testing.assert_close(param, theirs, rtol=1e-10, atol=1e-12)
 
 
+def test_pytorch_optimizers_checkpoint_leaves_maximize_alone(generator):
+    """It keeps maximize on the object, not in its checkpoint."""
+    theirs = torch.nn.Parameter(torch.ones(3))
+    their_optimizer = pytorch_optimizer.VSGD([theirs], maximize=True)
+    train(their_optimizer, [theirs], generator)
+    optimizer = VSGD([torch.nn.Parameter(torch.ones(3))], maximize=True)
+    optimizer.load_state_dict(their_optimizer.state_dict())
+    assert optimizer.param_groups[0]["maximize"] is True
+
+
+def test_pytorch_optimizers_prior_of_zero_is_refused(generator):
+    theirs = torch.nn.Parameter(torch.ones(3))
+    their_optimizer = pytorch_optimizer.VSGD([theirs], ps=0.0)
+    train(their_optimizer, [theirs], generator)
+    with pytest.raises(ValueError, match=r"ps=0.0 in the checkpoint"):
+        VSGD([torch.nn.Parameter(torch.ones(3))]).load_state_dict(their_optimizer.state_dict())
+
+
+def test_rates_below_float32_are_restored_as_small_as_it_can_be(backend):
+    wide = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    wide.grad = torch.zeros_like(wide)
+    optimizer = VSGD([wide], ps=1e-60, eps=0.0, shape_offset=0.0, backend=backend)
+    optimizer.step()
+    narrow = torch.nn.Parameter(torch.ones(3))
+    twin = VSGD([narrow], backend=backend)
+    twin.load_state_dict(optimizer.state_dict())
+    narrow.grad = torch.zeros_like(narrow)
+    twin.step()
+    assert torch.equal(narrow, torch.ones(3))
+    assert (twin.state[narrow]["bg"] > 0).all()
+
+
 def test_pytorch_optimizers_coupled_decay_is_refused(generator):
     theirs = torch.nn.Parameter(torch.ones(3))
     their_optimizer = pytorch_optimizer.VSGD([theirs], weight_decay=0.1, weight_decouple=False)

@@ -190,6 +190,32 @@ def test_backward_after_a_step_is_refused(case, backend):
         loss.backward()
 
 
+@pytest.mark.parametrize("key", ["step", "first", "last", "low"])
+def test_states_moved_to_shared_memory(case, backend, generator, key):
+    """What Hogwild training does: the same tensor, elsewhere."""
+    params = [torch.nn.Parameter(torch.randn(30, generator=generator).bfloat16())]
+    params[0].grad = gradient(params[0], generator)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    check_step(optimizer, params)
+    states = optimizer.rule.states
+    optimizer.state[params[0]][{"first": states[0], "last": states[-1]}.get(key, key)].share_memory_()
+    for _ in range(2):
+        check_step(optimizer, params)
+    assert step_counts(optimizer, params) == [3]
+
+
+@pytest.mark.parametrize("contiguous_gradient", [True, False])
+def test_transposed_at_the_same_address(case, backend, generator, contiguous_gradient):
+    params = [torch.nn.Parameter(torch.randn(6, 6, generator=generator))]
+    params[0].grad = gradient(params[0], generator)
+    if not contiguous_gradient:
+        params[0].grad = params[0].grad.t()
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    check_step(optimizer, params)
+    params[0].data = params[0].data.t()
+    check_step(optimizer, params)
+
+
 @pytest.mark.parametrize("how", ["data", "contiguous data", "grad", "grad data", "state", "state data", "dtype"])
 def test_replaced_storage_is_noticed(case, backend, generator, how):
     """A table of addresses must not outlive the tensors it was made from."""
@@ -292,6 +318,30 @@ def test_two_optimizers_in_two_threads(case, backend, generator):
         run(params)
     for a, b in zip((p for s in sets for p in s), (p for s in twins for p in s), strict=True):
         assert torch.equal(a, b)
+
+
+def test_compiled_training_step(case, backend):
+    """torch.compile of a whole training step: forward and backward compiled, step() as it is."""
+    models = [torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [case.optimizer(model.parameters(), lr=1e-2, backend=backend) for model in models]
+
+    def train(model, optimizer, x):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    compiled = torch.compile(train, backend="aot_eager")
+    for i in range(3):
+        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(i))
+        torch.testing.assert_close(
+            train(models[0], optimizers[0], x), compiled(models[1], optimizers[1], x), rtol=1e-5, atol=1e-6
+        )
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert optimizers[1].state[b]["step"] == 3
 
 
 def test_a_thousand_tensors(case, generator):

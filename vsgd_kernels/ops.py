@@ -54,8 +54,9 @@ def step(
 ) -> None:
     """One step of an update rule on a list of tensors, in place.
 
-    Outside of a traced program the optimizers call `Launch`, which this op consists of, themselves: passing the lists
-    of a thousand tensors through the dispatcher costs more than stepping them.
+    For programs that are traced and for callers with tensors of their own. The optimizers call `Launch`, of which this
+    op consists, themselves and keep it from step to step: passing the lists of a thousand tensors through the
+    dispatcher costs more than stepping them.
 
     Args:
         params: parameters, all on one device; see `Batch`, also for the next six.

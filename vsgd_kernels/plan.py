@@ -104,7 +104,11 @@ class Plan:
         self._group_sizes = [len(group["params"]) for group in param_groups]
         self._there = gradients_of(param_groups).there
         self._params = [op.param for op in operands]
-        self._layouts = _layouts(self._params, [op.grad for op in operands])
+        grads = [op.grad for op in operands]
+        self._contiguous = all(map(Tensor.is_contiguous, chain(self._params, grads)))
+        self._strides = _strides(self._params, grads)
+        self._sizes = list(map(Tensor.numel, grads))
+        self._dtypes = [grad.dtype for grad in grads]
 
     def serves(
         self, param_groups: ParamGroups, gradients: Gradients, state: States, rows: list[tuple[float, ...]]
@@ -114,7 +118,7 @@ class Plan:
             self._group_sizes == [len(group["params"]) for group in param_groups]
             and self._there == gradients.there
             and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
-            and self._layouts == _layouts(self._params, gradients.present)
+            and self._fits(gradients.present)
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
@@ -122,6 +126,20 @@ class Plan:
             self._rows = rows
             self._hyper.copy_(torch.tensor(rows, dtype=torch.float64))
         return True
+
+    def _fits(self, grads: list[Tensor]) -> bool:
+        """Whether parameters and gradients are laid out as the launches know them; where is the backends' concern."""
+        return (
+            (
+                all(map(Tensor.is_contiguous, chain(self._params, grads)))
+                if self._contiguous
+                else self._strides == _strides(self._params, grads)
+            )
+            # A parameter of other size or dtype cannot have gradients of these.
+            and self._sizes == list(map(Tensor.numel, grads))
+            and self._dtypes == [grad.dtype for grad in grads]
+            and not any(map(Tensor.is_neg, grads))
+        )
 
     def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""
@@ -146,15 +164,8 @@ def gradients_of(param_groups: ParamGroups) -> Gradients:
     return Gradients(there, list(compress(grads, there)))
 
 
-def _layouts(params: list[Tensor], grads: list[Tensor]) -> list[list[Any]]:
-    """How parameters and gradients are laid out; their addresses are the backends' concern."""
-    return [
-        *(list(map(Tensor.stride, tensors)) for tensors in (params, grads)),
-        # A parameter of other size or dtype cannot have a gradient of these.
-        list(map(Tensor.numel, grads)),
-        [grad.dtype for grad in grads],
-        list(map(Tensor.is_neg, grads)),
-    ]
+def _strides(params: list[Tensor], grads: list[Tensor]) -> list[tuple[int, ...]]:
+    return list(map(Tensor.stride, chain(params, grads)))
 
 
 def _by_device(operands: list[Operand]) -> list[list[int]]:

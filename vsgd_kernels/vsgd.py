@@ -55,8 +55,8 @@ class VSGD(FusedOptimizer):
         eps: ε ≥ 0, added to the denominator.
         shape_offset: ≥ 0, added to 2a; the authors' code has 1e-4, the paper 0.
         maximize: ascend instead of descend.
-        backend: "cpp" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND names, or else
-            the fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
+        backend: "cpp", "triton" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND
+            names, or else the fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.

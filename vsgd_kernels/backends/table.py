@@ -46,8 +46,8 @@ class Table:
 
         self._param_addresses = list(map(Tensor.data_ptr, batch.params))
         self._grad_addresses = list(map(Tensor.data_ptr, grads))
-        _check_storage(batch.names, batch.params)
-        _check_storage([f"the gradient of {name}" for name in batch.names], grads)
+        _check_memory(batch.names, batch.params)
+        _check_memory([f"the gradient of {name}" for name in batch.names], grads)
         watched = [*chain.from_iterable(batch.states), *batch.steps, *(low for low in batch.lows if low is not None)]
         self._watch = Watch(watched)
 
@@ -57,17 +57,22 @@ class Table:
             return False
         return list(map(Tensor.data_ptr, self.batch.params)) == self._param_addresses
 
-    def point_to(self, grads: list[Tensor]) -> None:
-        """Takes the addresses of gradients that are laid out as those it was built with."""
+    def addresses_of(self, grads: list[Tensor]) -> list[int]:
+        """The addresses of gradients that are laid out as those it was built with."""
         addresses = list(map(Tensor.data_ptr, grads))
+        if 0 in addresses:
+            _check_memory([f"the gradient of {name}" for name in self.batch.names], grads)
+        return addresses
+
+    def point_to(self, grads: list[Tensor]) -> None:
+        """Takes the addresses of gradients."""
+        addresses = self.addresses_of(grads)
         if addresses != self._grad_addresses:
-            if 0 in addresses:
-                _check_storage([f"the gradient of {name}" for name in self.batch.names], grads)
             self._grad_addresses = addresses
             self.rows[:, _GRAD] = to_tensor(array("q", addresses))
 
 
-def _check_storage(names: Sequence[str], tensors: list[Tensor]) -> None:
+def _check_memory(names: Sequence[str], tensors: list[Tensor]) -> None:
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.data_ptr() == 0 and tensor.numel():
             raise TypeError(

@@ -96,7 +96,7 @@ class Prepared:
 
     def point_to(self, grads: list[Tensor]) -> None:
         """Takes the addresses of gradients that are laid out as those it was built with."""
-        addresses = list(map(Tensor.data_ptr, grads))
+        addresses = self.table.addresses_of(grads)
         if addresses == self._grad_addresses:
             return
         aligned = [old % ALIGNMENT == new % ALIGNMENT for old, new in zip(self._grad_addresses, addresses, strict=True)]
@@ -153,6 +153,6 @@ class _Launch:
             grad_scale,
             **self.constants,
             num_warps=WARPS,
-            # Each operation is rounded by itself, as on every backend, so that all give the same bits.
+            # Each operation is rounded by itself, as in the C++ kernel, so that both give the same bits.
             enable_fp_fusion=False,
         )
