@@ -7,7 +7,6 @@ import torch
 
 import vsgd_kernels
 from vsgd_kernels import formats, reference, rules
-from vsgd_kernels.batch import DTYPES
 
 #: What one step may add, in units in the last place of the arithmetic's dtype (`torch.finfo.eps`): "result" relative to
 #: the result; "input" as if every operand had been that far off, so that a cancellation is forgiven as far as it
@@ -156,4 +155,19 @@ def assert_stepped(optimizer, params, expected):
             )
 
 
-__all__ = ["CASES", "DTYPES", "SIZES", "TOLERANCE", "Case"]
+def make_params(generator, n=3):
+    params = [torch.nn.Parameter(torch.randn(5, 7 + i, generator=generator)) for i in range(n)]
+    for param in params:
+        param.grad = gradient(param, generator)
+    return params
+
+
+def check_step(optimizer, params):
+    stepping = [p for p in params if p.grad is not None]
+    expected = reference_step(optimizer, stepping, [p.grad for p in stepping])
+    optimizer.step()
+    assert_stepped(optimizer, stepping, expected)
+
+
+def step_counts(optimizer, params):
+    return [int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in params]

@@ -11,6 +11,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tests.cases import CASES
 from vsgd_kernels import backends
 from vsgd_kernels.backends.triton import engine, interpreted
 
@@ -40,3 +41,15 @@ def backend(request):
 def vector():
     """Loads one of the float64 trajectories."""
     return lambda name: json.loads((VECTORS / f"{name}.json").read_text())
+
+
+@pytest.fixture(params=sorted(CASES))
+def case(request):
+    """Each rule."""
+    return CASES[request.param]
+
+
+@pytest.fixture
+def generator():
+    """A source of random numbers, the same in every test."""
+    return torch.Generator().manual_seed(0)

@@ -7,18 +7,9 @@ import pytest
 import pytorch_optimizer
 import torch
 
-from tests.cases import CASES, DTYPES, gradient
+from tests.cases import gradient
 from vsgd_kernels import VSGD
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
+from vsgd_kernels.batch import DTYPES
 
 
 def train(optimizer, params, generator, steps=3):

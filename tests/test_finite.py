@@ -6,17 +6,11 @@ import math
 import pytest
 import torch
 
-from tests.cases import CASES
 from vsgd_kernels import VSGD
 from vsgd_kernels.rules import BOUNDS
 
 LARGEST = torch.finfo(torch.float32).max
 EXTREMES = [LARGEST, -LARGEST, 1e30, -1e19, 1.0, -1e-20, 1.2e-38, -1e-40, 1.4e-45, 0.0]
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
 
 
 def assert_finite(optimizer, param):

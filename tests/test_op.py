@@ -4,20 +4,11 @@ import pytest
 import torch
 
 import vsgd_kernels.ops
-from tests.cases import CASES, DTYPES, gradient
+from tests.cases import CASES, gradient
 from vsgd_kernels import formats, rules
+from vsgd_kernels.batch import DTYPES
 
 OP = torch.ops.vsgd_kernels.step.default
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def arguments(case, generator, backend):

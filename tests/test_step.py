@@ -3,23 +3,14 @@
 import pytest
 import torch
 
-from tests.cases import CASES, DTYPES, SIZES, assert_stepped, gradient, layouts, master_of, reference_step
+from tests.cases import CASES, SIZES, assert_stepped, gradient, layouts, master_of, reference_step
 from vsgd_kernels import backends
-
-
-@pytest.fixture(params=sorted(CASES))
-def case(request):
-    return CASES[request.param]
+from vsgd_kernels.batch import DTYPES
 
 
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
     return request.param
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 def check_steps(optimizer, params, generator, grads=None, steps=4):
