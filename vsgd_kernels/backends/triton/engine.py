@@ -62,6 +62,11 @@ class Prepared:
         self.steps = torch.stack(batch.steps)
         for own, shared in zip(batch.steps, self.steps.unbind(), strict=True):
             own.data = shared
+        self._build(grads)
+
+    def _build(self, grads: list[Tensor]) -> None:
+        """Makes the tables, and a launch for each specialisation that the addresses ask for."""
+        batch = self.batch
         self.table = Table(batch, grads)
         self._grad_addresses = self.table.rows[:, _GRAD].tolist()
         self._share_scalars()
@@ -101,7 +106,7 @@ class Prepared:
             return
         aligned = [old % ALIGNMENT == new % ALIGNMENT for old, new in zip(self._grad_addresses, addresses, strict=True)]
         if not all(aligned):
-            self.__init__(self.batch, grads)  # type: ignore[misc]
+            self._build(grads)
             return
         self._grad_addresses = addresses
         column = to_tensor(array("q", addresses))

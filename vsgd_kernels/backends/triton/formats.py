@@ -10,7 +10,7 @@ import triton.language as tl
 def widen(x, ARITHMETIC: tl.constexpr):
     """A parameter or gradient in arithmetic dtype, exactly; Triton's interpreter loses bf16's subnormals."""
     if x.dtype == tl.bfloat16:
-        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+        return _bits_of_bf16(x).to(tl.float32, bitcast=True)
     else:
         return x.to(ARITHMETIC)
 
@@ -19,7 +19,7 @@ def widen(x, ARITHMETIC: tl.constexpr):
 def load_param(stored, low):
     """The master of a parameter, in arithmetic dtype; `low` counts for 16-bit parameters only."""
     if stored.dtype == tl.bfloat16:
-        bits = stored.to(tl.uint16, bitcast=True).to(tl.int32) << 16
+        bits = _bits_of_bf16(stored)
         finite = (bits & 0x7F800000) != 0x7F800000
         return tl.where(finite, bits + low, bits).to(tl.float32, bitcast=True)
     elif stored.dtype == tl.float16:
@@ -44,14 +44,20 @@ def stored_param(master, PARAM: tl.constexpr):
 def low_of(master, stored):
     """What the rounding of a master to a 16-bit parameter left over."""
     if stored.dtype == tl.bfloat16:
-        high = stored.to(tl.uint16, bitcast=True).to(tl.int32) << 16
-        return tl.where(master != master, 0, master.to(tl.int32, bitcast=True) - high).to(tl.int16)
+        rest = master.to(tl.int32, bitcast=True) - _bits_of_bf16(stored)
+        return tl.where(master != master, 0, rest).to(tl.int16)
     else:
         # Exact, and 2^16 of the fractions are one unit: dividing by a power of two is exact too.
         rest = tl.minimum((master - stored.to(tl.float32)) / _fraction_of_ulp(stored), 32767.0)
         # To nearest, by the last place of 1.5 2^23.
         low = (rest + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
         return tl.where(_finite(stored), low, 0).to(tl.int16)
+
+
+@triton.jit
+def _bits_of_bf16(x):
+    """The float32 of which a bf16 is the upper half, as int32."""
+    return x.to(tl.uint16, bitcast=True).to(tl.int32) << 16
 
 
 @triton.jit
