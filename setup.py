@@ -34,8 +34,8 @@ setup(
     ext_modules=[
         CppExtension(
             "vsgd_kernels._C",
-            ["csrc/register.cpp", "csrc/step_cpu.cpp"],
-            depends=[f"csrc/{name}.h" for name in ("chunks", "formats", "numbers", "rules", "step_cpu", "watch")],
+            ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/step_device.cpp"],
+            depends=[f"csrc/{name}.h" for name in ("chunks", "formats", "numbers", "rules", "step_cpu", "step_device", "watch")],
             define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
             extra_compile_args=[
                 "-std=c++17",

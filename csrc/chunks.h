@@ -5,13 +5,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "numbers.h"
+
 namespace vsgd {
 
 constexpr int kMaxStates = 4;
 
-// One row a tensor; table.py writes it in this order, as int64.
+// One row a tensor; table.py writes it in this order, as int64. The gradients, which move from step to step, are a list
+// of addresses beside it.
 struct Row {
-  int64_t param, low, grad, step;  // addresses; low is 0 where the parameter has none
+  int64_t param, low, step;  // addresses; low is 0 where the parameter has none
   int64_t numel;
   int64_t dtype;   // index in batch.py's DTYPES
   int64_t group;   // row of the hyper table
@@ -21,12 +24,18 @@ struct Row {
 constexpr int kFirstState = 3;  // operand of the first state in a layout record
 constexpr int kColumns = sizeof(Row) / sizeof(int64_t);
 
+// Scales of a mixed-precision step; null where there is none.
+struct Amp {
+  const float* grad_scale;
+  const float* found_inf;
+};
+
 // A layout record: number of dimensions, sizes, then the strides of param, grad, low and each state.
 struct Layout {
   int64_t dims;
   const int64_t *sizes, *strides;
-  explicit Layout(const int64_t* record) : dims(record[0]), sizes(record + 1), strides(record + 1 + dims) {}
-  const int64_t* of(int operand) const { return strides + operand * dims; }
+  VSGD_FN explicit Layout(const int64_t* record) : dims(record[0]), sizes(record + 1), strides(record + 1 + dims) {}
+  VSGD_FN const int64_t* of(int operand) const { return strides + operand * dims; }
 };
 
 // Calls visit(i, begin, end) over elements [begin, end) of tensor i, in order, for the blocks [first, last) of all.

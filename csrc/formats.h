@@ -10,6 +10,9 @@ namespace vsgd {
 
 using Low = int16_t;
 
+template <class P>
+constexpr bool has_low = sizeof(P) == 2;
+
 VSGD_FN float load_param(const float* p, const Low*) { return *p; }
 VSGD_FN double load_param(const double* p, const Low*) { return *p; }
 VSGD_FN void store_param(float* p, Low*, float x) { *p = x; }

@@ -7,11 +7,17 @@
 
 #include "rules.h"
 #include "step_cpu.h"
+#include "step_device.h"
 #include "watch.h"
 
 using torch::stable::Tensor;
 
 namespace {
+
+const vsgd::Row* rows_of(const Tensor& rows) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == vsgd::kColumns, "rows: expected ", vsgd::kColumns, " columns");
+  return reinterpret_cast<const vsgd::Row*>(rows.const_data_ptr<int64_t>());
+}
 
 const float* scalar_of(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
@@ -23,14 +29,47 @@ vsgd::Isa isa_of(const std::string& name) {
   return isa;
 }
 
-void step_cpu(const Tensor& table, const Tensor& layouts, const Tensor& hyper, std::string rule,
+void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& hyper, std::string rule,
               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, std::string isa) {
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == vsgd::kColumns, "table: expected ", vsgd::kColumns, " columns");
-  const auto* rows = reinterpret_cast<const vsgd::Row*>(table.const_data_ptr<int64_t>());
   const vsgd::Amp amp{scalar_of(grad_scale), scalar_of(found_inf)};
   auto step = rule == "vsgd" ? vsgd::step_cpu<vsgd::Vsgd> : nullptr;
   STD_TORCH_CHECK(step != nullptr, "rule: unknown ", rule);
-  step(rows, table.size(0), layouts.const_data_ptr<int64_t>(), hyper.const_data_ptr<double>(), amp, isa_of(isa));
+  step(rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0), layouts.const_data_ptr<int64_t>(),
+       hyper.const_data_ptr<double>(), amp, isa_of(isa));
+}
+
+vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path) { return {std::move(rule), dtype, vsgd::Path(path)}; }
+
+void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& chunk_tensor,
+                 const Tensor& first_chunk, const Tensor& scalar_row, const Tensor& scalars,
+                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t chunk, std::string rule,
+                 int64_t dtype, int64_t path) {
+  const vsgd::Step step{rows_of(rows),
+                        grads.const_data_ptr<int64_t>(),
+                        layouts.const_data_ptr<int64_t>(),
+                        chunk_tensor.const_data_ptr<int32_t>(),
+                        first_chunk.const_data_ptr<int64_t>(),
+                        scalar_row.const_data_ptr<int64_t>(),
+                        scalars.data_ptr(),
+                        {scalar_of(grad_scale), scalar_of(found_inf)},
+                        chunk_tensor.numel(),
+                        chunk};
+  const vsgd::Kind kind = kind_of(std::move(rule), dtype, path);
+#ifdef USE_CUDA
+  if (rows.is_cuda()) return vsgd::step_on_cuda(step, kind, rows.get_device_index());
+#endif
+  vsgd::step_on_host(step, kind);
+}
+
+void count_device(const Tensor& rows, const Tensor& hyper, Tensor scalars, std::optional<Tensor> found_inf,
+                  std::string rule, int64_t dtype) {
+  const vsgd::Count count{rows_of(rows), hyper.const_data_ptr<double>(), scalars.data_ptr(), scalar_of(found_inf),
+                          rows.size(0)};
+  const vsgd::Kind kind = kind_of(std::move(rule), dtype, 0);
+#ifdef USE_CUDA
+  if (rows.is_cuda()) return vsgd::count_on_cuda(count, kind, rows.get_device_index());
+#endif
+  vsgd::count_on_host(count, kind);
 }
 
 // A watch is known to Python by its address.
@@ -42,14 +81,31 @@ void watch_end(int64_t watch) { delete reinterpret_cast<vsgd::Watch*>(watch); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
   m.def(
-      "_step_cpu(Tensor table, Tensor layouts, Tensor hyper, str rule, Tensor? grad_scale, Tensor? found_inf, "
-      "str isa) -> ()");
+      "_step_cpu(Tensor rows, Tensor grads, Tensor layouts, Tensor hyper, str rule, Tensor? grad_scale, "
+      "Tensor? found_inf, str isa) -> ()");
+  m.def(
+      "_step_device(Tensor rows, Tensor grads, Tensor layouts, Tensor chunk_tensor, Tensor first_chunk, "
+      "Tensor scalar_row, Tensor scalars, Tensor? grad_scale, Tensor? found_inf, int chunk, str rule, int dtype, "
+      "int path) -> ()");
+  m.def(
+      "_count_device(Tensor rows, Tensor hyper, Tensor(a!) scalars, Tensor? found_inf, str rule, int dtype) -> ()");
   m.def("_watch(Tensor[] tensors) -> int");
   m.def("_watch_moved(int watch) -> bool");
   m.def("_watch_end(int watch) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CPU, m) { m.impl("_step_cpu", TORCH_BOX(&step_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CPU, m) {
+  m.impl("_step_cpu", TORCH_BOX(&step_cpu));
+  m.impl("_step_device", TORCH_BOX(&step_device));
+  m.impl("_count_device", TORCH_BOX(&count_device));
+}
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CUDA, m) {
+  m.impl("_step_device", TORCH_BOX(&step_device));
+  m.impl("_count_device", TORCH_BOX(&count_device));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CompositeExplicitAutograd, m) {
   m.impl("_watch", TORCH_BOX(&watch));

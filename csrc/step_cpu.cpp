@@ -106,7 +106,7 @@ class Walk {
 
 // A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
-void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t end,
+void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t begin, int64_t end,
                  const typename Rule::template Scalars<A>& scalars, typename Run<Rule, P>::Function run) {
   constexpr int64_t kTile = 256;
   P param[kTile], grad[kTile];
@@ -123,7 +123,7 @@ void run_strided(const Row& row, const Layout& layout, int64_t begin, int64_t en
     int64_t n = std::min(kTile, end - i);
     for (int64_t j = 0; j < n; ++j, in.next()) {
       param[j] = reinterpret_cast<const P*>(row.param)[in.offset[0]];
-      grad[j] = reinterpret_cast<const P*>(row.grad)[in.offset[1]];
+      grad[j] = reinterpret_cast<const P*>(gradient)[in.offset[1]];
       if (row.low) low[j] = reinterpret_cast<const Low*>(row.low)[in.offset[2]];
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
     }
@@ -166,13 +166,15 @@ class ScalarsOf {
 };
 
 template <class Rule, class P>
-void run_row(const Row& row, const int64_t* layouts, int64_t begin, int64_t end, ScalarsOf<Rule>& scalars_of, Isa isa) {
+void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t begin, int64_t end,
+             ScalarsOf<Rule>& scalars_of, Isa isa) {
   using A = typename Arithmetic<P>::type;
   const auto& scalars = scalars_of.template at<A>(row);
   const auto run = Run<Rule, P>::of(isa);
-  if (row.layout >= 0) return run_strided<Rule, P>(row, Layout(layouts + row.layout), begin, end, scalars, run);
+  if (row.layout >= 0)
+    return run_strided<Rule, P>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, run);
   Operands<P> at{reinterpret_cast<P*>(row.param) + begin, reinterpret_cast<Low*>(row.low) + begin,
-                 reinterpret_cast<const P*>(row.grad) + begin, {}};
+                 reinterpret_cast<const P*>(gradient) + begin, {}};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<A*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }
@@ -181,11 +183,11 @@ void run_row(const Row& row, const int64_t* layouts, int64_t begin, int64_t end,
 constexpr int64_t kAhead = 2;
 
 template <class Rule>
-void prefetch(const Row& row) {
+void prefetch(const Row& row, int64_t gradient) {
 #ifdef __GNUC__
   __builtin_prefetch(reinterpret_cast<const void*>(row.step));
   __builtin_prefetch(reinterpret_cast<const void*>(row.param), 1);
-  __builtin_prefetch(reinterpret_cast<const void*>(row.grad));
+  __builtin_prefetch(reinterpret_cast<const void*>(gradient));
   for (int k = 0; k < Rule::states; ++k) __builtin_prefetch(reinterpret_cast<const void*>(row.state[k]), 1);
 #endif
 }
@@ -193,7 +195,8 @@ void prefetch(const Row& row) {
 }  // namespace
 
 template <class Rule>
-void step_cpu(const Row* rows, int64_t n, const int64_t* layouts, const double* hyper, Amp amp, Isa isa) {
+void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
+              Isa isa) {
   if (amp.found_inf && *amp.found_inf != 0.0f) return;
   if (isa == Isa::automatic) {
     static const Isa best = detect_isa();
@@ -209,12 +212,12 @@ void step_cpu(const Row* rows, int64_t n, const int64_t* layouts, const double* 
   torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
     ScalarsOf<Rule> scalars_of(hyper, grad_scale);
     blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
-      if (i + kAhead < n) prefetch<Rule>(rows[i + kAhead]);
-      run_dtype[rows[i].dtype](rows[i], layouts, begin, end, scalars_of, isa);
+      if (i + kAhead < n) prefetch<Rule>(rows[i + kAhead], grads[i + kAhead]);
+      run_dtype[rows[i].dtype](rows[i], grads[i], layouts, begin, end, scalars_of, isa);
     });
   });
 }
 
-template void step_cpu<Vsgd>(const Row*, int64_t, const int64_t*, const double*, Amp, Isa);
+template void step_cpu<Vsgd>(const Row*, const int64_t*, int64_t, const int64_t*, const double*, Amp, Isa);
 
 }  // namespace vsgd

@@ -12,14 +12,9 @@ enum class Isa { automatic, baseline, avx2, avx512 };
 // The best instruction set of this processor.
 Isa detect_isa();
 
-// Scales of a mixed-precision step; null where there is none.
-struct Amp {
-  const float* grad_scale;
-  const float* found_inf;
-};
-
-// Steps all tensors in one parallel region. rows: [n]; hyper: [groups, Rule::hypers].
+// Steps all tensors in one parallel region. rows, grads: [n]; hyper: [groups, Rule::hypers].
 template <class Rule>
-void step_cpu(const Row* rows, int64_t n, const int64_t* layouts, const double* hyper, Amp amp, Isa isa);
+void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
+              Isa isa);
 
 }  // namespace vsgd

@@ -13,7 +13,8 @@ if not torch.cuda.is_available():
 
 from tests.cases import CASES
 from vsgd_kernels import backends
-from vsgd_kernels.backends.triton import engine, interpreted
+from vsgd_kernels.backends import device
+from vsgd_kernels.backends.triton import engine
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -21,15 +22,16 @@ VECTORS = Path(__file__).parent / "vectors"
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     torch.set_num_threads(2)
+    backends.BACKENDS["cuda"].on_host = not torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def large_triton_blocks():
     """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
-    engine.WARPS, engine.CHUNK = 32, 8192
+    engine.WARPS, device.CHUNK = 32, 8192
 
 
-@pytest.fixture(params=["cpp", "eager", *(["triton"] if interpreted() else [])])
+@pytest.fixture(params=["cpp", "eager", *([] if torch.cuda.is_available() else ["triton", "cuda"])])
 def backend(request):
     """The name of each backend that runs on the CPU. The suite fails, and does not skip, where one was not built."""
     reason = backends.BACKENDS[request.param].why_unavailable()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,9 +26,12 @@ class Batch:
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
         lows: for each 16-bit parameter its `low` (see formats.py), None for the others; same shape and device.
         states: for each parameter its states in the rule's order, in `arithmetic_dtype`; same shape and device.
-        steps: for each parameter the number of steps it has taken, float32 and 0-dimensional, on the CPU.
+        steps: for each parameter the number of steps it has taken, float32 and 0-dimensional; on the CPU, or on the
+            parameters' device where `capturable`.
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
         groups: for each parameter its row of `hyper`.
+        capturable: whether a step must not wait for the device, so that a CUDA graph can be made of it.
+        lrs: for rows of `hyper` whose learning rate is read on the device, where `capturable`, that tensor.
     """
 
     rule: Rule
@@ -39,6 +42,14 @@ class Batch:
     steps: list[Tensor]
     hyper: Tensor
     groups: list[int]
+    capturable: bool = False
+    lrs: dict[int, Tensor] = field(default_factory=dict)
+
+    def read_hyper(self) -> Tensor:
+        """`hyper` with the learning rates of `lrs` in it; waits for their device."""
+        for group, lr in self.lrs.items():
+            self.hyper[group, self.rule.hyper.index("lr")] = lr.item()
+        return self.hyper
 
     def check(self, grads: list[Tensor]) -> None:
         """Raises TypeError or ValueError, naming tensor and value, where an operand is not as described above.
@@ -70,11 +81,17 @@ class Batch:
                 _check_written(f"state {key!r} of {name}", state, param, arithmetic_dtype(param.dtype))
             if not isinstance(step, Tensor):
                 raise TypeError(f"state 'step' of {name} must be a tensor, got {step!r}")
-            if step.dtype != torch.float32 or step.dim() != 0 or step.device.type != "cpu":
+            device = step_device(param, self.capturable)
+            if step.dtype != torch.float32 or step.dim() != 0 or step.device != device:
                 raise TypeError(
-                    f"state 'step' of {name} must be a 0-dimensional float32 tensor on the CPU, "
+                    f"state 'step' of {name} must be a 0-dimensional float32 tensor on {device}, "
                     f"got {step.dim()} dimensions, {step.dtype}, {step.device}"
                 )
+
+
+def step_device(param: Tensor, capturable: bool) -> torch.device:
+    """Where a parameter's step count is kept."""
+    return param.device if capturable else torch.device("cpu")
 
 
 def check_param(name: str, param: Tensor) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,36 @@ _LIMITS: dict[str, _Limit] = {
     "tau1": _EXPONENT,
     "tau2": _EXPONENT,
 }
+
+
+class Settings(NamedTuple):
+    """What a parameter group says of a step.
+
+    Attributes:
+        row: its row of the hyper table; 0 stands for a learning rate that the step reads on the device.
+        capturable: whether the step leaves the host out of it.
+        lr: the learning rate that is read on the device, or None.
+    """
+
+    row: tuple[float, ...]
+    capturable: bool
+    lr: Tensor | None
+
+
+def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
+    """The settings of a parameter group, with `row` in the order of `names`.
+
+    Raises:
+        TypeError, ValueError: as `row`; or `capturable` is not a bool.
+    """
+    capturable, lr = group.get("capturable", False), group.get("lr")
+    if not isinstance(capturable, bool):
+        raise TypeError(f"capturable must be a bool, got {capturable!r}")
+    # A number, and a tensor on the CPU beside parameters elsewhere, is read by the host.
+    params_device = next((param.device for param in group.get("params", ())), None)
+    if capturable and isinstance(lr, Tensor) and lr.numel() == 1 and lr.device == params_device:
+        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr)
+    return Settings(row(names, group), capturable, None)
 
 
 def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:

@@ -70,27 +70,32 @@ def _compile(rule: Rule, dtype: torch.dtype, layout: str, arch: str) -> Any:
         from triton.compiler import ASTSource
     except ImportError as error:
         raise RuntimeError(f"triton is not installed ({error}); `pip install triton` brings it") from error
+    from .backends import device
     from .backends.triton import engine
     from .backends.triton.kernel import step_kernel
 
-    constants = engine.constants(rule, dtype, layout != "misaligned", layout == "strided")
+    path = device.Path(dtype, aligned=layout != "misaligned", strided=layout == "strided")
+    constants = engine.step_constants(rule, path, device.CHUNK, engine.WARPS)
     scalars = "*fp64" if arithmetic_dtype(dtype) == torch.float64 else "*fp32"
     signature = {
         "rows": "*i64",
+        "grads": "*i64",
         "layouts": "*i64",
         "chunk_tensor": "*i32",
         "first_chunk": "*i64",
         "scalar_row": "*i64",
         "scalars": scalars,
         "grad_scale": "constexpr",
+        "found_inf": "constexpr",
         **dict.fromkeys(constants, "constexpr"),
     }
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(6)}
-    source = ASTSource(step_kernel, signature, constexprs={"grad_scale": None, **constants}, attrs=aligned)
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(7)}
+    constants = {"grad_scale": None, "found_inf": None, **constants}
+    source = ASTSource(step_kernel, signature, constexprs=constants, attrs=aligned)
     nvidia = arch.startswith("sm_")
     target = GPUTarget("cuda", int(arch[3:]), 32) if nvidia else GPUTarget("hip", arch, 64)
     try:
-        return triton.compile(source, target=target, options={"num_warps": engine.WARPS, "enable_fp_fusion": False})
+        return triton.compile(source, target=target, options={"num_warps": engine.WARPS, **engine.OPTIONS})
     except Exception as error:
         raise RuntimeError(f"Triton cannot compile for arch={arch!r}: {error}") from error
 

@@ -33,6 +33,8 @@ class Launch:
         for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
             if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
                 raise TypeError(f"{name} must be float32 of 1 element, got {scalar.dtype}, {tuple(scalar.shape)}")
+        device = self.batch.params[0].device
+        grad_scale, found_inf = (x if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf))
         self.backend.run(self._prepared, grads, grad_scale, found_inf)
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         torch.autograd.graph.increment_version(self.batch.params)
@@ -51,6 +53,7 @@ def step(
     backend: str | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    capturable: bool = False,
 ) -> None:
     """One step of an update rule on a list of tensors, in place.
 
@@ -70,6 +73,7 @@ def step(
         backend: a name in `backends.BACKENDS`, or None for the choice described there.
         grad_scale: gradients are divided by it; float32, 1 element.
         found_inf: where it is not 0, the step changes nothing; float32, 1 element.
+        capturable: whether the step counts are on the parameters' device.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `Launch` and `backends.choose`; nothing is written then.
@@ -96,6 +100,7 @@ def step(
         steps,
         hyper,
         groups,
+        capturable,
     )
     Launch(batch, grads, backend).run(grads, grad_scale, found_inf)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import backends, checkpoint, formats, hyperparameters
-from .batch import check_dtype, check_grad, check_param
+from .backends.device import capturing
+from .batch import check_dtype, check_grad, check_param, step_device
 from .plan import Plan, gradients_of, operands_of, param_name
 from .rules import Rule, arithmetic_dtype
 
@@ -24,17 +25,18 @@ class FusedOptimizer(Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str | None) -> None:
-        hyperparameters.row(self.rule.hyper, defaults)
+        hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
         self._backend = backend
         self._plan: Plan | None = None
+        self._captured: list[Plan] = []  # whose tables CUDA graphs read
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with settings of its own where it names them; see `Optimizer.add_param_group`."""
         super().add_param_group(param_group)
         try:
-            hyperparameters.row(self.rule.hyper, self.param_groups[-1])
+            hyperparameters.settings(self.rule.hyper, self.param_groups[-1])
             for i, param in enumerate(self.param_groups[-1]["params"]):
                 check_dtype(param_name(self.param_groups, len(self.param_groups) - 1, i), param)
         except BaseException:
@@ -59,22 +61,42 @@ class FusedOptimizer(Optimizer):
 
         Raises:
             TypeError, ValueError: a parameter, gradient, state or setting cannot be used; nothing is written then.
+            RuntimeError: a CUDA graph is being captured, and a group is not capturable or a parameter has no state yet.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rows = [hyperparameters.row(self.rule.hyper, group) for group in self.param_groups]
+        settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
         gradients = gradients_of(self.param_groups)
         if not gradients.present:
             return loss
-        if self._plan is None or not self._plan.serves(self.param_groups, gradients, self.state, rows):
+        if capturing():
+            self._check_capture(settings)
+        if self._plan is None or not self._plan.serves(self.param_groups, gradients, self.state, settings):
             self._plan = None  # lets go of what it holds even where the next cannot be made
-            self._plan = self._make_plan(rows)
+            self._plan = self._make_plan(settings)
         self._plan.run(gradients, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        if capturing():
+            # The graph's replays read the plan's tables: from now on they are the graph's alone.
+            self._captured.append(self._plan)
+            self._plan = None
         return loss
 
-    def _make_plan(self, rows: list[tuple[float, ...]]) -> Plan:
+    def _check_capture(self, settings: list[hyperparameters.Settings]) -> None:
+        for op in operands_of(self.param_groups):
+            if not settings[op.group].capturable:
+                raise RuntimeError(
+                    f"a CUDA graph is being captured, and group {op.group} has capturable=False: its scalars are "
+                    "computed on the host; construct the optimizer with capturable=True"
+                )
+            if not self.state.get(op.param):
+                raise RuntimeError(
+                    f"a CUDA graph is being captured, and {op.name} has no state yet: replays would make it anew each "
+                    "time; take a step before the capture"
+                )
+
+    def _make_plan(self, settings: list[hyperparameters.Settings]) -> Plan:
         """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches."""
         operands = list(operands_of(self.param_groups))
         for op in operands:
@@ -83,23 +105,26 @@ class FusedOptimizer(Optimizer):
         fresh = [op.param for op in operands if not self.state.get(op.param)]
         try:
             for op in operands:
-                self._init_state(op.param, rows[op.group])
-            return Plan(self.rule, self._backend, self.param_groups, self.state, rows)
+                self._init_state(op.param, settings[op.group])
+            return Plan(self.rule, self._backend, self.param_groups, self.state, settings)
         except BaseException:
             for param in fresh:
                 self.state.pop(param, None)
             raise
 
-    def _init_state(self, param: Tensor, row: tuple[float, ...]) -> None:
+    def _init_state(self, param: Tensor, settings: hyperparameters.Settings) -> None:
         """Gives a parameter the state that it lacks: all at its first step, `low` when it has become a 16-bit one."""
         state = self.state[param]
+        device = step_device(param, settings.capturable)
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-            initial = self.rule.initial(row, arithmetic_dtype(param.dtype))
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            initial = self.rule.initial(settings.row, arithmetic_dtype(param.dtype))
             for key, value in zip(self.rule.states, initial, strict=True):
                 state[key] = formats.empty_state(param).fill_(value)
         if formats.has_low(param.dtype) and "low" not in state:
             state["low"] = formats.empty_low(param).zero_()
+        if isinstance(step := state.get("step"), Tensor) and step.device != device:
+            state["step"] = step.to(device)  # it was loaded, or the group has become capturable
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.
@@ -117,7 +142,7 @@ class FusedOptimizer(Optimizer):
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
             converted = checkpoint.convert(loaded, self.rule, params)
             for group in converted["param_groups"]:
-                hyperparameters.row(self.rule.hyper, {**self.defaults, **group})
+                hyperparameters.settings(self.rule.hyper, {**self.defaults, **group, "params": []})
             return converted
 
         # Registered now, it runs after every other hook, which may change the dict.
@@ -136,6 +161,7 @@ class FusedOptimizer(Optimizer):
         checkpoint.unwrap(state["state"].items())
         super().__setstate__(state)
         self._plan = None
+        self._captured = []
         for group in self.param_groups:
-            for name in self.rule.hyper:
+            for name in self.defaults:
                 group.setdefault(name, self.defaults[name])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .formats import has_low
+from .hyperparameters import Settings
 from .ops import Launch
 from .rules import Rule
 
@@ -55,7 +56,7 @@ def param_name(param_groups: ParamGroups, group: int, i: int) -> str:
 
 
 class Plan:
-    """One launch for each device on which a parameter has a gradient.
+    """One launch for each device on which a parameter has a gradient, and there one for all that are capturable.
 
     A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more
     than stepping them, so it is done in whole-list operations that stay inside the interpreter's C code.
@@ -65,7 +66,7 @@ class Plan:
         backend: the constructor's argument.
         param_groups: the optimizer's.
         state: the optimizer's; every parameter with a gradient must have one.
-        rows: each group's row of the hyper table.
+        settings: each group's.
 
     Raises:
         TypeError, ValueError: an operand is not as `Batch` describes it, or a state lacks an entry.
@@ -77,7 +78,7 @@ class Plan:
         backend: str | None,
         param_groups: ParamGroups,
         state: States,
-        rows: list[tuple[float, ...]],
+        settings: list[Settings],
     ) -> None:
         operands = list(operands_of(param_groups))
         self._states = [state[op.param] for op in operands]
@@ -85,10 +86,11 @@ class Plan:
             keys = ("step", *rule.states, *(("low",) if has_low(op.param.dtype) else ()))
             if missing := [key for key in keys if key not in own]:
                 raise ValueError(f"state of {op.name} has no {missing[0]!r}")
-        self._rows = rows
-        self._hyper = torch.tensor(rows, dtype=torch.float64)
+        self._settings = settings
+        self._hyper = _hyper(settings)
+        lrs = {i: setting.lr for i, setting in enumerate(settings) if setting.lr is not None}
         self._launches: list[tuple[Launch, list[int]]] = []
-        for indices in _by_device(operands):
+        for capturable, indices in _by_device(operands, settings):
             batch = Batch(
                 rule,
                 [operands[i].name for i in indices],
@@ -98,6 +100,8 @@ class Plan:
                 [self._states[i]["step"] for i in indices],
                 self._hyper,
                 [operands[i].group for i in indices],
+                capturable,
+                {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
         self._objects = list(self._look(param_groups, state))
@@ -111,20 +115,21 @@ class Plan:
         self._dtypes = [grad.dtype for grad in grads]
 
     def serves(
-        self, param_groups: ParamGroups, gradients: Gradients, state: States, rows: list[tuple[float, ...]]
+        self, param_groups: ParamGroups, gradients: Gradients, state: States, settings: list[Settings]
     ) -> bool:
         """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
         if not (
             self._group_sizes == [len(group["params"]) for group in param_groups]
             and self._there == gradients.there
+            and all(new.capturable == old.capturable and new.lr is old.lr for new, old in zip(settings, self._settings, strict=True))
             and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
             and self._fits(gradients.present)
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
-        if rows != self._rows:
-            self._rows = rows
-            self._hyper.copy_(torch.tensor(rows, dtype=torch.float64))
+        if any(new.row != old.row for new, old in zip(settings, self._settings, strict=True)):
+            self._settings = settings
+            self._hyper.copy_(_hyper(settings))
         return True
 
     def _fits(self, grads: list[Tensor]) -> bool:
@@ -168,8 +173,13 @@ def _strides(params: list[Tensor], grads: list[Tensor]) -> list[tuple[int, ...]]
     return list(map(Tensor.stride, chain(params, grads)))
 
 
-def _by_device(operands: list[Operand]) -> list[list[int]]:
-    devices: dict[torch.device, list[int]] = {}
+def _hyper(settings: list[Settings]) -> Tensor:
+    return torch.tensor([setting.row for setting in settings], dtype=torch.float64)
+
+
+def _by_device(operands: list[Operand], settings: list[Settings]) -> list[tuple[bool, list[int]]]:
+    """The operands that a launch can hold together: whether they are capturable, and which they are."""
+    launches: dict[tuple[bool, torch.device], list[int]] = {}
     for i, op in enumerate(operands):
-        devices.setdefault(op.param.device, []).append(i)
-    return list(devices.values())
+        launches.setdefault((settings[op.group].capturable, op.param.device), []).append(i)
+    return [(capturable, indices) for (capturable, _), indices in launches.items()]

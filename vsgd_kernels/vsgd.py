@@ -55,6 +55,9 @@ class VSGD(FusedOptimizer):
         eps: ε ≥ 0, added to the denominator.
         shape_offset: ≥ 0, added to 2a; the authors' code has 1e-4, the paper 0.
         maximize: ascend instead of descend.
+        capturable: keep step counts on the parameters' device and read a tensor `lr` there, so that a step never waits
+            for the device and a CUDA graph can be made of it, after one step outside of the graph. Replays follow a
+            tensor `lr` that is on the device; all other settings are those of the capture.
         backend: "cpp", "triton" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND
             names, or else the fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
 
@@ -89,6 +92,7 @@ class VSGD(FusedOptimizer):
         eps: float = 1e-8,
         shape_offset: float = 1e-4,
         maximize: bool = False,
+        capturable: bool = False,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -101,6 +105,7 @@ class VSGD(FusedOptimizer):
             "eps": eps,
             "shape_offset": shape_offset,
             "maximize": maximize,
+            "capturable": capturable,
         }
         super().__init__(params, defaults, backend)
 
@@ -111,7 +116,7 @@ class VSGD(FusedOptimizer):
         A parameter without a state has the prior's values.
         """
         return [
-            self._posterior(param, hyperparameters.row(self.rule.hyper, group))
+            self._posterior(param, hyperparameters.settings(self.rule.hyper, group).row)
             for group in self.param_groups
             for param in group["params"]
         ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from .cpp import CppBackend
+from .cuda import CudaBackend
 from .eager import EagerBackend
 from .triton import TritonBackend
 
@@ -40,7 +41,9 @@ class Backend(Protocol):
 
 
 #: Every backend, the fastest first.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), TritonBackend(), EagerBackend())}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (CppBackend(), TritonBackend(), CudaBackend(), EagerBackend())
+}
 
 
 def find(name: str, origin: str = "backend") -> Backend:

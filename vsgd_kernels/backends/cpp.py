@@ -35,5 +35,12 @@ class CppBackend:
         prepared.point_to(grads)
         batch = prepared.batch
         torch.ops.vsgd_kernels._step_cpu(
-            prepared.rows, prepared.layouts, batch.hyper, batch.rule.name, grad_scale, found_inf, self.isa
+            prepared.rows,
+            prepared.grads,
+            prepared.layouts,
+            batch.read_hyper(),
+            batch.rule.name,
+            grad_scale,
+            found_inf,
+            self.isa,
         )

@@ -9,6 +9,7 @@ from .. import reference
 from ..batch import Batch
 from ..formats import load_param, store_param
 from ..rules import arithmetic_dtype
+from .device import capturing
 
 
 class EagerBackend:
@@ -31,13 +32,19 @@ class EagerBackend:
 
     @torch.no_grad()
     def run(self, prepared: Batch, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Steps the batch."""
+        """Steps the batch.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured; step counts and scalars are read on the host.
+        """
+        if capturing():
+            raise RuntimeError("backend='eager' reads scalars on the host, so a CUDA graph cannot be made of its step()")
         if found_inf is not None and found_inf.item():
             return
         scale = 1.0 if grad_scale is None else grad_scale.item()
         b = prepared
         update = reference.RULES[b.rule.name]
-        rows = b.hyper.tolist()
+        rows = b.read_hyper().tolist()
         columns = zip(b.params, b.lows, grads, b.states, b.steps, b.groups, strict=True)
         for param, low, grad, states, step, group in columns:
             step += 1

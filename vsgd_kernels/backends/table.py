@@ -13,8 +13,7 @@ from ..batch import DTYPES, Batch
 from .library import Watch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
-COLUMNS = ("param", "low", "grad", "step", "numel", "dtype", "group", "layout", "state0", "state1", "state2", "state3")
-_GRAD = COLUMNS.index("grad")
+COLUMNS = ("param", "low", "step", "numel", "dtype", "group", "layout", "state0", "state1", "state2", "state3")
 _STATES = COLUMNS.index("state0")
 
 
@@ -24,6 +23,7 @@ class Table:
     Attributes:
         batch: the batch; it keeps the tensors alive.
         rows: [tensors, COLUMNS] int64 on the CPU.
+        grads: [tensors] int64 on the CPU, the addresses of the gradients of the step to come.
         layouts: int64 records of those tensors whose operands do not run over the same dense memory; a row's `layout`
             is its record's offset, or -1.
     """
@@ -35,7 +35,7 @@ class Table:
         for param, low, grad, states, step, group in columns:
             operands = (param, grad, param if low is None else low, *states)
             record = layout_record(param.shape, [operand.stride() for operand in operands])
-            rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), grad.data_ptr(), step.data_ptr()))
+            rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
             rows.extend(state.data_ptr() for state in states)
@@ -45,9 +45,9 @@ class Table:
         self.layouts = to_tensor(layouts)
 
         self._param_addresses = list(map(Tensor.data_ptr, batch.params))
-        self._grad_addresses = list(map(Tensor.data_ptr, grads))
         _check_memory(batch.names, batch.params)
-        _check_memory([f"the gradient of {name}" for name in batch.names], grads)
+        self._grad_addresses: list[int] = []
+        self.point_to(grads)
         watched = [*chain.from_iterable(batch.states), *batch.steps, *(low for low in batch.lows if low is not None)]
         self._watch = Watch(watched)
 
@@ -57,19 +57,16 @@ class Table:
             return False
         return list(map(Tensor.data_ptr, self.batch.params)) == self._param_addresses
 
-    def addresses_of(self, grads: list[Tensor]) -> list[int]:
-        """The addresses of gradients that are laid out as those it was built with."""
+    def point_to(self, grads: list[Tensor]) -> bool:
+        """Takes the addresses of gradients laid out as those it was built with; returns whether one is another."""
         addresses = list(map(Tensor.data_ptr, grads))
+        if addresses == self._grad_addresses:
+            return False
         if 0 in addresses:
             _check_memory([f"the gradient of {name}" for name in self.batch.names], grads)
-        return addresses
-
-    def point_to(self, grads: list[Tensor]) -> None:
-        """Takes the addresses of gradients."""
-        addresses = self.addresses_of(grads)
-        if addresses != self._grad_addresses:
-            self._grad_addresses = addresses
-            self.rows[:, _GRAD] = to_tensor(array("q", addresses))
+        self._grad_addresses = addresses
+        self.grads = to_tensor(array("q", addresses))
+        return True
 
 
 def _check_memory(names: Sequence[str], tensors: list[Tensor]) -> None:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...batch import Batch
-from ...rules import arithmetic_dtype
-
-if TYPE_CHECKING:
-    from .engine import Prepared
+from ..device import DeviceBackend, Launch, Prepared
 
 
 def interpreted() -> bool:
@@ -22,7 +17,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class TritonBackend:
+class TritonBackend(DeviceBackend):
     """``kernel.py`` compiled for the GPU at its first launch. Triton is imported no earlier than that."""
 
     name = "triton"
@@ -44,26 +39,14 @@ class TritonBackend:
             return "Triton compiles its launcher with a C compiler and finds none; install gcc or clang, or set CC"
         return None
 
-    def prepare(self, batch: Batch, grads: list[Tensor]) -> Prepared:
-        """Builds the tables on the device."""
-        from .engine import Prepared
+    def count(self, prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
+        """Counts a step of the launch's tensors, unless found_inf, and computes its scalars."""
+        from . import engine
 
-        return Prepared(batch, grads)
+        engine.count(prepared, launch, found_inf)
 
-    def is_current(self, prepared: Prepared) -> bool:
-        """Whether parameters and states are where the tables say."""
-        return prepared.table.is_current()
+    def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps the launch's tensors, unless found_inf."""
+        from . import engine
 
-    def run(self, prepared: Prepared, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Steps the batch: one launch for each dtype and path."""
-        if found_inf is not None and found_inf.item():
-            return
-        with prepared.guard():
-            prepared.point_to(grads)
-            prepared.count_step()
-            scalars = {}
-            for launch in prepared.launches:
-                dtype = arithmetic_dtype(launch.dtype)
-                if dtype not in scalars:
-                    scalars[dtype] = prepared.scalars(dtype)
-                launch.run(scalars[dtype], grad_scale)
+        engine.step(prepared, launch, grad_scale, found_inf)

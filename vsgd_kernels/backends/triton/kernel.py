@@ -1,6 +1,6 @@
-"""The one Triton kernel: all tensors of a launch, a rule and a dtype at a time.
+"""The Triton kernels: all tensors of a launch, a rule and a dtype at a time.
 
-A program steps one chunk of one tensor. Blocks that lie wholly inside the tensor take a path without masks, whose
+A program of `step_kernel` steps one chunk of one tensor. Blocks that lie wholly inside the tensor take a path without masks, whose
 addresses are known to be aligned, so that it compiles to 128-bit loads and stores; only a tensor's last block is
 masked.
 """
@@ -15,20 +15,55 @@ from .formats import load_param, low_of, stored_param, widen
 from .rules import bounded
 
 _WIDTH = tl.constexpr(len(COLUMNS))
-_PARAM, _LOW, _GRAD, _NUMEL, _LAYOUT, _STATE = (
-    tl.constexpr(COLUMNS.index(name)) for name in ("param", "low", "grad", "numel", "layout", "state0")
+_PARAM, _LOW, _STEP, _NUMEL, _GROUP, _LAYOUT, _STATE = (
+    tl.constexpr(COLUMNS.index(name)) for name in ("param", "low", "step", "numel", "group", "layout", "state0")
 )
+
+
+@triton.jit
+def count_kernel(
+    rows,  # [tensors, COLUMNS] int64: see table.py
+    hyper,  # [groups, HYPERS] float64
+    scalars,  # [tensors, SCALARS] of ARITHMETIC, written
+    found_inf,  # [1] float32, or None; where it is not 0, no step is counted
+    tensors,
+    SCALARS_OF: tl.constexpr,  # the rule's scalars
+    HYPERS: tl.constexpr,
+    SCALARS: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    TINY: tl.constexpr,
+    BIG: tl.constexpr,
+    TENSORS: tl.constexpr,  # that a program counts
+):
+    """Counts a step of every tensor, and computes its scalars."""
+    tensor = tl.program_id(0).to(tl.int64) * TENSORS + tl.arange(0, TENSORS)
+    mask = tensor < tensors
+    row = rows + tensor * _WIDTH
+    step = tl.load(row + _STEP, mask=mask, other=0).to(tl.pointer_type(tl.float32))
+    t = tl.load(step, mask=mask, other=0.0) + 1.0
+    group = tl.load(row + _GROUP, mask=mask, other=0)
+    h = ()
+    for i in tl.static_range(HYPERS):
+        h = h + (tl.load(hyper + group * HYPERS + i, mask=mask, other=1.0),)
+    s = SCALARS_OF(t.to(tl.float64), h, TINY, BIG)
+    for i in tl.static_range(SCALARS):
+        tl.store(scalars + tensor * SCALARS + i, s[i].to(ARITHMETIC), mask=mask)
+    if found_inf is not None:
+        mask = mask & (tl.load(found_inf) == 0.0)
+    tl.store(step, t, mask=mask)
 
 
 @triton.jit
 def step_kernel(
     rows,  # [tensors, COLUMNS] int64: see table.py
+    grads,  # [tensors] int64: addresses of the gradients
     layouts,  # int64 records, for STRIDED
     chunk_tensor,  # [programs] int32: the tensor that a program's chunk belongs to
     first_chunk,  # [tensors] int64: the number of the tensor's first chunk
-    scalar_row,  # [tensors] int32: the tensor's row of `scalars`
+    scalar_row,  # [tensors] int64: the tensor's row of `scalars`
     scalars,  # [rows, SCALARS] of ARITHMETIC: the scalars of the step; the last is the gradient's sign
     grad_scale,  # [1] float32 that the gradients are divided by, or None
+    found_inf,  # [1] float32, or None; where it is not 0, nothing is stepped
     UPDATE: tl.constexpr,  # the rule
     STATES: tl.constexpr,
     SCALARS: tl.constexpr,
@@ -42,9 +77,13 @@ def step_kernel(
     CHUNK: tl.constexpr,
 ):
     """Steps chunk `program_id` of all tensors' chunks."""
+    if found_inf is not None:
+        if _entry(found_inf) != 0.0:
+            return
     program = tl.program_id(0)
     tensor = _entry(chunk_tensor + program).to(tl.int64)
     row = rows + tensor * _WIDTH
+    gradient = _entry(grads + tensor)
     s = ()
     for i in tl.static_range(SCALARS):
         s = s + (_entry(scalars + _entry(scalar_row + tensor) * SCALARS + i),)
@@ -56,16 +95,16 @@ def step_kernel(
     for i in range(CHUNK // BLOCK):
         first = start + i * BLOCK
         if first + BLOCK <= numel:
-            _block(row, layouts, first, numel, s, factor, False,
+            _block(row, gradient, layouts, first, numel, s, factor, False,
                    UPDATE, STATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
         elif first < numel:
-            _block(row, layouts, first, numel, s, factor, True,
+            _block(row, gradient, layouts, first, numel, s, factor, True,
                    UPDATE, STATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _block(
-    row, layouts, first, numel, s, factor, MASKED: tl.constexpr,
+    row, gradient, layouts, first, numel, s, factor, MASKED: tl.constexpr,
     UPDATE: tl.constexpr, STATES: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr,
     TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -74,18 +113,18 @@ def _block(
     mask = index < numel
     HAS_LOW: tl.constexpr = PARAM == tl.bfloat16 or PARAM == tl.float16
 
-    param = _operand(row, _PARAM, PARAM, ALIGN) + _offsets(row, layouts, index, 0, STRIDED)
-    grad = _operand(row, _GRAD, PARAM, ALIGN) + _offsets(row, layouts, index, 1, STRIDED)
+    param = _pointer(_entry(row + _PARAM), PARAM, ALIGN) + _offsets(row, layouts, index, 0, STRIDED)
+    grad = _pointer(gradient, PARAM, ALIGN) + _offsets(row, layouts, index, 1, STRIDED)
     stored = _load(param, mask, MASKED)
     ghat = bounded(widen(_load(grad, mask, MASKED), ARITHMETIC) * factor, BIG)
     if HAS_LOW:
-        low = _operand(row, _LOW, tl.int16, ALIGN) + _offsets(row, layouts, index, 2, STRIDED)
+        low = _pointer(_entry(row + _LOW), tl.int16, ALIGN) + _offsets(row, layouts, index, 2, STRIDED)
         theta = load_param(stored, _load(low, mask, MASKED).to(tl.int32))
     else:
         theta = stored
     state = ()
     for k in tl.static_range(STATES):
-        at = _operand(row, _STATE + k, ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
+        at = _pointer(_entry(row + _STATE + k), ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
         state = state + (_load(at, mask, MASKED),)
 
     theta, state = UPDATE(theta, ghat, state, s, TINY)
@@ -95,7 +134,7 @@ def _block(
     if HAS_LOW:
         _store(low, low_of(theta, stored), mask, MASKED)
     for k in tl.static_range(STATES):
-        at = _operand(row, _STATE + k, ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
+        at = _pointer(_entry(row + _STATE + k), ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
         _store(at, state[k], mask, MASKED)
 
 
@@ -106,8 +145,8 @@ def _entry(at):
 
 
 @triton.jit
-def _operand(row, column: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr):
-    return tl.multiple_of(_entry(row + column).to(tl.pointer_type(dtype)), ALIGN)
+def _pointer(address, dtype: tl.constexpr, ALIGN: tl.constexpr):
+    return tl.multiple_of(address.to(tl.pointer_type(dtype)), ALIGN)
 
 
 @triton.jit

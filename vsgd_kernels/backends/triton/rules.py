@@ -41,6 +41,32 @@ def square_root(x):
 
 
 @triton.jit
+def power(x, y):
+    """x ** y for positive float64 x."""
+    return tl.exp2(y * tl.log2(x))
+
+
+@triton.jit
+def prior_rate(rate, tiny, big):
+    """A prior rate, within what the arithmetic type can hold."""
+    return tl.minimum(tl.maximum(rate, tiny), big * big)
+
+
+@triton.jit
+def vsgd_scalars(t, h, tiny, big):
+    """The scalars of step t of VSGD, in float64."""
+    lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset = h
+    pbg = prior_rate(2.0 * ps, tiny, big)
+    pbhg = prior_rate(2.0 * ps * ghattg, tiny, big)
+    inv_a = 1.0 / (pbg + shape_offset + tl.where(t == 1.0, 0.0, 1.0))
+    rho1 = power(t, -tau1)
+    rho2 = power(t, -tau2)
+    decay = 1.0 - lr * weight_decay
+    sign = tl.where(maximize != 0.0, -1.0, 1.0)
+    return inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, sign
+
+
+@triton.jit
 def vsgd(theta, ghat, state, s, tiny):
     """One step of VSGD, Algorithm 1."""
     mug, bg, bhg = state
@@ -57,5 +83,7 @@ def vsgd(theta, ghat, state, s, tiny):
     return theta, (mug, bg, bhg)
 
 
-#: rule name -> function
+#: rule name -> its update
 RULES = {"vsgd": vsgd}
+#: rule name -> its scalars
+SCALARS = {"vsgd": vsgd_scalars}

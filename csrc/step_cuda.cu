@@ -1,0 +1,74 @@
+// The CUDA kernels: launches of step_device.h's blocks on torch's current stream.
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include "step_device.h"
+
+#ifdef __GNUC__
+// Weak, so that a library with these kernels also loads into a torch without CUDA, where nothing calls them.
+extern "C" {
+__attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+__attribute__((weak)) AOTITorchError aoti_torch_create_cuda_guard(int32_t, CUDAGuardHandle*);
+__attribute__((weak)) AOTITorchError aoti_torch_delete_cuda_guard(CUDAGuardHandle);
+__attribute__((weak)) AOTITorchError torch_c10_cuda_check_msg(int32_t, const char*, const char*, uint32_t, bool, char**);
+__attribute__((weak)) void torch_c10_cuda_free_error_msg(char*);
+}
+#endif
+
+namespace vsgd {
+namespace {
+
+constexpr int kThreads = kWarps * kLanes;
+
+// Makes a device the current one for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t device) { TORCH_ERROR_CODE_CHECK(aoti_torch_create_cuda_guard(device, &handle_)); }
+  ~DeviceGuard() { aoti_torch_delete_cuda_guard(handle_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  CUDAGuardHandle handle_ = nullptr;
+};
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+template <class Rule, class P, Path path>
+__global__ void __launch_bounds__(kThreads) step_kernel(const Step step) {
+  step_warp<Rule, P, path>(step, blockIdx.x, threadIdx.x / kLanes);
+}
+
+template <class Rule, class P>
+__global__ void __launch_bounds__(kThreads) count_kernel(const Count count) {
+  const int64_t tensor = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (tensor < count.tensors) count_tensor<Rule, P>(count, tensor);
+}
+
+}  // namespace
+
+void step_on_cuda(const Step& step, const Kind& kind, int32_t device) {
+  const DeviceGuard guard(device);
+  dispatch(kind, [&](auto rule, auto param, auto path) {
+    step_kernel<typename decltype(rule)::type, typename decltype(param)::type, decltype(path)::value>
+        <<<unsigned(step.chunks), kThreads, 0, current_stream(device)>>>(step);
+  });
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void count_on_cuda(const Count& count, const Kind& kind, int32_t device) {
+  const DeviceGuard guard(device);
+  dispatch(kind, [&](auto rule, auto param, auto) {
+    count_kernel<typename decltype(rule)::type, typename decltype(param)::type>
+        <<<unsigned((count.tensors + kThreads - 1) / kThreads), kThreads, 0, current_stream(device)>>>(count);
+  });
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace vsgd

@@ -1,0 +1,21 @@
+// The CUDA kernels' blocks, run on the host, for tests where there is no GPU.
+#include "step_device.h"
+
+namespace vsgd {
+
+void step_on_host(const Step& step, const Kind& kind) {
+  dispatch(kind, [&](auto rule, auto param, auto path) {
+    for (int64_t chunk = 0; chunk < step.chunks; ++chunk)
+      for (int warp = 0; warp < kWarps; ++warp)
+        step_warp<typename decltype(rule)::type, typename decltype(param)::type, decltype(path)::value>(step, chunk, warp);
+  });
+}
+
+void count_on_host(const Count& count, const Kind& kind) {
+  dispatch(kind, [&](auto rule, auto param, auto) {
+    for (int64_t tensor = 0; tensor < count.tensors; ++tensor)
+      count_tensor<typename decltype(rule)::type, typename decltype(param)::type>(count, tensor);
+  });
+}
+
+}  // namespace vsgd

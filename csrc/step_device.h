@@ -1,0 +1,211 @@
+// The CUDA kernels' bodies, for host and device: no barrier is needed, so the host can run the same blocks one after the
+// other, and the tests compare what they compute without a GPU.
+//
+// A launch steps all tensors of one dtype and path. A block steps one chunk of one tensor, a warp kTile elements at a time.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "chunks.h"
+#include "formats.h"
+#include "rules.h"
+
+namespace vsgd {
+
+constexpr int kLanes = 32, kWarps = 4;
+constexpr int kEach = 4;  // elements of a lane: for fp32, one widest access each operand
+constexpr int64_t kTile = kLanes * kEach;
+
+// How a launch's tensors are accessed: all addresses are multiples of 16 bytes, or not, or strides differ.
+enum class Path { aligned, misaligned, strided };
+
+// Which instantiation a launch takes.
+struct Kind {
+  std::string rule;
+  int64_t dtype;  // index in batch.py's DTYPES
+  Path path;
+};
+
+struct Step {
+  const Row* rows;              // [tensors]
+  const int64_t* grads;         // [tensors] addresses
+  const int64_t* layouts;       // records of strided tensors
+  const int32_t* chunk_tensor;  // [chunks] the tensor that a chunk belongs to
+  const int64_t* first_chunk;   // [tensors] the number of the tensor's first chunk
+  const int64_t* scalar_row;    // [tensors] the tensor's entry of `scalars`
+  const void* scalars;          // Rule::Scalars<A>
+  Amp amp;
+  int64_t chunks, chunk;  // how many, and elements of each
+};
+
+// What precedes a step whose counts are on the device.
+struct Count {
+  const Row* rows;      // [tensors]
+  const double* hyper;  // [groups, Rule::hypers]
+  void* scalars;        // [tensors] Rule::Scalars<A>
+  const float* found_inf;
+  int64_t tensors;
+};
+
+void step_on_host(const Step& step, const Kind& kind);
+void count_on_host(const Count& count, const Kind& kind);
+void step_on_cuda(const Step& step, const Kind& kind, int32_t device);
+void count_on_cuda(const Count& count, const Kind& kind, int32_t device);
+
+// Arrays stay in registers only where their indices are constants.
+#ifdef __CUDACC__
+#define VSGD_UNROLL _Pragma("unroll")
+#else
+#define VSGD_UNROLL
+#endif
+
+// On the device the calling lane's share of a warp's work, on the host each lane's in turn.
+template <class Work>
+VSGD_FN void each_lane(const Work& work) {
+#ifdef __CUDA_ARCH__
+  work(int(threadIdx.x % kLanes));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) work(lane);
+#endif
+}
+
+// A lane's elements of one operand; copied whole, it is one access.
+template <class T>
+struct alignas(sizeof(T) * kEach < 16 ? sizeof(T) * kEach : 16) Pack {
+  T at[kEach];
+};
+
+// Which elements of a tensor a lane steps, and where they are.
+template <Path path>
+struct Place {
+  int64_t first;  // the lane's first element
+  int64_t numel;
+  const int64_t* layout;  // the tensor's record, for Path::strided
+
+  VSGD_FN Place(const Row& row, const int64_t* layouts, int64_t tile, int lane)
+      : first(tile + (path == Path::aligned ? lane * kEach : lane)), numel(row.numel), layout(layouts + row.layout) {}
+
+  VSGD_FN int64_t element(int j) const { return first + (path == Path::aligned ? j : j * kLanes); }
+
+  // Where element j of an operand is.
+  VSGD_FN int64_t offset(int operand, int j) const {
+    if (path != Path::strided) return element(j);
+    const Layout record(layout);
+    int64_t index = element(j), offset = 0;
+    for (int64_t d = record.dims - 1; d >= 0; --d) {
+      offset += index % record.sizes[d] * record.of(operand)[d];
+      index /= record.sizes[d];
+    }
+    return offset;
+  }
+
+  // kWhole: all of the lane's elements are there, side by side.
+  template <bool kWhole, class T>
+  VSGD_FN Pack<T> load(int64_t address, int operand) const {
+    const T* base = reinterpret_cast<const T*>(address);
+    if (kWhole) return *reinterpret_cast<const Pack<T>*>(base + first);
+    Pack<T> pack{};
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+      if (element(j) < numel) pack.at[j] = base[offset(operand, j)];
+    return pack;
+  }
+
+  template <bool kWhole, class T>
+  VSGD_FN void store(int64_t address, int operand, const Pack<T>& pack) const {
+    T* base = reinterpret_cast<T*>(address);
+    if (kWhole) {
+      *reinterpret_cast<Pack<T>*>(base + first) = pack;
+    } else {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        if (element(j) < numel) base[offset(operand, j)] = pack.at[j];
+    }
+  }
+};
+
+template <class Rule, class P, bool kWhole, Path path, class A = typename Arithmetic<P>::type>
+VSGD_FN void step_lane(const Row& row, int64_t gradient, const Place<path>& place,
+                       const typename Rule::template Scalars<A>& s) {
+  Pack<P> param = place.template load<kWhole, P>(row.param, 0);
+  const Pack<P> grad = place.template load<kWhole, P>(gradient, 1);
+  Pack<Low> low{};
+  if constexpr (has_low<P>) low = place.template load<kWhole, Low>(row.low, 2);
+  Pack<A> states[Rule::states];
+  VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
+    states[k] = place.template load<kWhole, A>(row.state[k], kFirstState + k);
+  VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+    A theta = load_param(&param.at[j], &low.at[j]);
+    A ghat = bounded(load(&grad.at[j]) * s.sign);
+    A state[Rule::states];
+    for (int k = 0; k < Rule::states; ++k) state[k] = states[k].at[j];
+    Rule::update(theta, ghat, state, s);
+    for (int k = 0; k < Rule::states; ++k) states[k].at[j] = state[k];
+    store_param(&param.at[j], &low.at[j], theta);
+  }
+  place.template store<kWhole>(row.param, 0, param);
+  if constexpr (has_low<P>) place.template store<kWhole>(row.low, 2, low);
+  VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) place.template store<kWhole>(row.state[k], kFirstState + k, states[k]);
+}
+
+// What one warp of the block of one chunk does.
+template <class Rule, class P, Path path>
+VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
+  using A = typename Arithmetic<P>::type;
+  if (step.amp.found_inf && *step.amp.found_inf != 0.0f) return;
+  const int64_t tensor = step.chunk_tensor[chunk];
+  const Row row = step.rows[tensor];
+  const int64_t gradient = step.grads[tensor];
+  auto s = static_cast<const typename Rule::template Scalars<A>*>(step.scalars)[step.scalar_row[tensor]];
+  if (step.amp.grad_scale) s.sign = A(double(s.sign) / double(*step.amp.grad_scale));
+  const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
+  const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
+  for (int64_t tile = begin + warp * kTile; tile < end; tile += kWarps * kTile) {
+    if (path == Path::aligned && tile + kTile <= end) {
+      each_lane([&](int lane) {
+        step_lane<Rule, P, true>(row, gradient, Place<Path::aligned>(row, step.layouts, tile, lane), s);
+      });
+    } else {
+      each_lane([&](int lane) {
+        step_lane<Rule, P, false>(row, gradient, Place<path>(row, step.layouts, tile, lane), s);
+      });
+    }
+  }
+}
+
+// Counts a step of one tensor, and computes the scalars of that step.
+template <class Rule, class P>
+VSGD_FN void count_tensor(const Count& count, int64_t tensor) {
+  using A = typename Arithmetic<P>::type;
+  const Row& row = count.rows[tensor];
+  float* counter = reinterpret_cast<float*>(row.step);
+  const float t = *counter + 1.0f;
+  static_cast<typename Rule::template Scalars<A>*>(count.scalars)[tensor] =
+      Rule::template scalars<A>(t, count.hyper + row.group * Rule::hypers);
+  if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;
+}
+
+// Types and values as arguments, for `dispatch`.
+template <class T> struct Type { using type = T; };
+template <Path path> struct PathOf { static constexpr Path value = path; };
+
+// Calls run(Type<Rule>, Type<P>, PathOf<path>) for what `kind` names; false where there is no such rule.
+template <class Run>
+bool dispatch(const Kind& kind, const Run& run) {
+  auto with_path = [&](auto rule, auto param) {
+    if (kind.path == Path::aligned) return run(rule, param, PathOf<Path::aligned>());
+    if (kind.path == Path::misaligned) return run(rule, param, PathOf<Path::misaligned>());
+    return run(rule, param, PathOf<Path::strided>());
+  };
+  auto with_dtype = [&](auto rule) {
+    switch (kind.dtype) {
+      case 0: return with_path(rule, Type<float>());
+      case 1: return with_path(rule, Type<double>());
+      case 2: return with_path(rule, Type<bf16>());
+      default: return with_path(rule, Type<fp16>());
+    }
+  };
+  if (kind.rule == "vsgd") return with_dtype(Type<Vsgd>()), true;
+  return false;
+}
+
+}  // namespace vsgd

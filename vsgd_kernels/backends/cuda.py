@@ -1,0 +1,71 @@
+"""The CUDA backend: ``csrc/step_cuda.cu``, for GPUs where Triton is not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import DTYPES
+from . import device
+from .device import DeviceBackend, Launch, Path, Prepared
+from .library import why_not_loaded
+
+
+class CudaBackend(DeviceBackend):
+    """The C++ kernels' rules and formats, compiled by nvcc."""
+
+    name = "cuda"
+    #: Whether tensors on the CPU are stepped by the same blocks, run on the host one after the other: for tests.
+    on_host = False
+
+    @property
+    def device_types(self) -> tuple[str, ...] | None:
+        """GPUs."""
+        return ("cuda", "cpu") if self.on_host else ("cuda",)
+
+    def why_unavailable(self) -> str | None:
+        """Why it cannot be used, or None."""
+        if (reason := why_not_loaded()) or self.on_host:
+            return reason
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("vsgd_kernels::_step_device", "CUDA"):
+            return (
+                "this installation of vsgd_kernels has no CUDA code; with nvcc installed, "
+                "`VSGD_KERNELS_CUDA=1 pip install --no-build-isolation` this package again"
+            )
+        if not torch.cuda.is_available():
+            return "torch sees no GPU; it takes a GPU, its driver and a build of torch for it"
+        return None
+
+    def count(self, prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
+        """Counts a step of the launch's tensors, unless found_inf, and computes its scalars."""
+        torch.ops.vsgd_kernels._count_device(
+            launch.rows,
+            prepared.hyper,
+            launch.scalars,
+            found_inf,
+            prepared.batch.rule.name,
+            DTYPES.index(launch.path.dtype),
+        )
+
+    def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps the launch's tensors, unless found_inf."""
+        torch.ops.vsgd_kernels._step_device(
+            launch.rows,
+            launch.grads,
+            launch.layouts,
+            launch.chunk_tensor,
+            launch.first_chunk,
+            launch.scalar_row,
+            launch.scalars,
+            grad_scale,
+            found_inf,
+            device.CHUNK,
+            prepared.batch.rule.name,
+            DTYPES.index(launch.path.dtype),
+            _path_code(launch.path),
+        )
+
+
+def _path_code(path: Path) -> int:
+    """``csrc/step_device.h``'s Path."""
+    return 2 if path.strided else 0 if path.aligned else 1

@@ -1,0 +1,47 @@
+"""The scalars of a step whose counts are on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+
+
+class HostScalars:
+    """Counts the steps of a batch, and computes each step's scalars once for all tensors that share group and count.
+
+    The counts are moved into one buffer, of which each parameter's stays a view: one operation counts all of them.
+
+    Attributes:
+        row: for each tensor its row of what `of` returns.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._steps = torch.stack(batch.steps)
+        for own, shared in zip(batch.steps, self._steps.unbind(), strict=True):
+            own.data = shared
+        self._share()
+
+    def _share(self) -> None:
+        pairs = torch.stack([torch.tensor(self._batch.groups), self._steps.long()])
+        distinct, self.row = torch.unique(pairs, dim=1, return_inverse=True)
+        self._groups = distinct[0].tolist()
+        self._counts = distinct[1]
+
+    def count(self) -> bool:
+        """Counts one more step of every tensor; returns whether `row` has changed, because somebody has set a count."""
+        changed = not torch.equal(self._steps, self._counts[self.row])
+        if changed:
+            self._share()
+        self._steps += 1
+        self._counts = self._counts + 1
+        return changed
+
+    def of(self, dtype: torch.dtype) -> Tensor:
+        """[distinct, Rule.scalar_count] scalars of the step counted last, of dtype, on the CPU."""
+        rule, hyper = self._batch.rule, self._batch.hyper.tolist()
+        counts = self._counts.tolist()
+        rows = [rule.scalars(t, hyper[group], dtype) for group, t in zip(self._groups, counts, strict=True)]
+        return torch.tensor(rows, dtype=dtype)
