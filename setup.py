@@ -2,15 +2,22 @@
 
 Everything that needs neither is in pyproject.toml. The extension uses the LibTorch stable ABI and nothing of Python's C
 API, so that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later.
+
+The CUDA kernels are built where nvcc is there and torch has CUDA; with VSGD_KERNELS_CUDA=1 wherever nvcc is, for any
+torch, and with VSGD_KERNELS_CUDA=0 nowhere.
 """
 
+import os
+import shutil
 import sys
 import warnings
+from pathlib import Path
 
 from setuptools import setup
 
 try:
-    import torch  # noqa: F401
+    import torch
+    from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     # An isolated build does not see torch, and must not: it would fetch gigabytes of it.
@@ -18,11 +25,88 @@ except ImportError:
     setup()
     sys.exit()
 
+CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torch has it
+# Machine code for these, and PTX of the last for what comes after it.
+CUDA_ARCHITECTURES = ("80", "90", "100")
+HEADERS = ("chunks", "formats", "numbers", "rules", "step_cpu", "step_device", "watch")
+
+
+def find_cuda() -> Path | None:
+    """The toolkit's folder, if the CUDA kernels are to be built."""
+    if CUDA_REQUEST == "0" or (CUDA_REQUEST is None and torch.version.cuda is None):
+        return None
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(str(Path(nvcc).resolve().parent.parent))
+    for folder in map(Path, filter(None, candidates)):
+        if (folder / "bin" / "nvcc").exists() and (folder / "include" / "cuda_runtime.h").exists():
+            return folder
+    if CUDA_REQUEST == "1":
+        raise RuntimeError("VSGD_KERNELS_CUDA=1, but there is no nvcc: install CUDA's toolkit or set CUDA_HOME")
+    return None
+
+
+def add_cuda(extension: CppExtension, cuda: Path) -> None:
+    """Adds the CUDA kernels to the extension."""
+    # A torch without CUDA does not look for the toolkit.
+    cpp_extension.CUDA_HOME = str(cuda)
+    extension.sources.append("csrc/step_cuda.cu")
+    extension.define_macros.append(("USE_CUDA", None))
+    extension.include_dirs.append(str(cuda / "include"))
+    extension.library_dirs += [str(cuda / "lib64")]
+    # The runtime's own copy: a torch without CUDA brings none.
+    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    # torch's CUDA functions are found through libtorch, whatever it was linked with.
+    extension.extra_link_args += ["-Wl,--no-as-needed", "-ltorch"]
+
+
+extension = CppExtension(
+    "vsgd_kernels._C",
+    ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/step_device.cpp"],
+    depends=[f"csrc/{name}.h" for name in HEADERS],
+    define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
+    extra_compile_args={
+        "cxx": [
+            "-std=c++17",
+            "-O3",
+            # One rounding for each operation on every instruction set, so that all give the same bits.
+            "-ffp-contract=off",
+            # sqrt and selects as plain instructions; without these no loop vectorises.
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            "-fvisibility=hidden",
+            "-g0",
+        ],
+        "nvcc": [
+            "-std=c++17",
+            "-O3",
+            "-fmad=false",  # as above
+            "-Xcompiler=-fvisibility=hidden",
+            "--threads=0",  # as many architectures at a time as there are processors
+            *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHITECTURES),
+            f"-gencode=arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}",
+        ],
+    },
+    extra_link_args=[],
+    py_limited_api=True,
+)
+
 
 class OptionalBuild(BuildExtension):
-    """A failed compilation leaves a package that works on the eager backend."""
+    """A failed compilation leaves a package that works without: on the other backends."""
 
     def run(self) -> None:  # noqa: D102
+        cuda = find_cuda()
+        if cuda:
+            without = {name: list(getattr(extension, name)) for name in ("sources", "define_macros", "libraries")}
+            add_cuda(extension, cuda)
+            try:
+                return super().run()
+            except Exception as error:
+                if CUDA_REQUEST == "1":
+                    raise
+                warnings.warn(f"building without CUDA kernels, the compiler failed: {error}", stacklevel=1)
+            vars(extension).update(without)
         try:
             super().run()
         except Exception as error:
@@ -31,26 +115,7 @@ class OptionalBuild(BuildExtension):
 
 
 setup(
-    ext_modules=[
-        CppExtension(
-            "vsgd_kernels._C",
-            ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/step_device.cpp"],
-            depends=[f"csrc/{name}.h" for name in ("chunks", "formats", "numbers", "rules", "step_cpu", "step_device", "watch")],
-            define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
-            extra_compile_args=[
-                "-std=c++17",
-                "-O3",
-                # One rounding for each operation on every instruction set, so that all give the same bits.
-                "-ffp-contract=off",
-                # sqrt and selects as plain instructions; without these no loop vectorises.
-                "-fno-math-errno",
-                "-fno-trapping-math",
-                "-fvisibility=hidden",
-                "-g0",
-            ],
-            py_limited_api=True,
-        )
-    ],
+    ext_modules=[extension],
     cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=False)},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

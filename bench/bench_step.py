@@ -15,7 +15,7 @@ PARAMETERS, FEWEST, MOST = 1_000_000_000, 5, 100
 
 @pytest.fixture(scope="module", params=CASES)  # of the module, so that a case's tensors are made once
 def case(request: pytest.FixtureRequest) -> tuple[str, Params]:
-    return request.param, make_params(request.param)
+    return request.param, make_params(CASES[request.param])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -23,7 +23,7 @@ def test_step(benchmark, case: tuple[str, Params], name: str):
     case_name, params = case
     entry = OPTIMIZERS[name]
     optimizer = entry.make(params)
-    rounds = max(FEWEST, min(MOST, PARAMETERS // count(case_name)))
+    rounds = max(FEWEST, min(MOST, PARAMETERS // count(CASES[case_name])))
     benchmark.group = case_name
-    benchmark.extra_info.update(parameters=count(case_name), bytes_per_parameter=entry.bytes_per_parameter)
+    benchmark.extra_info.update(parameters=count(CASES[case_name]), bytes_per_parameter=entry.bytes_per_parameter)
     benchmark.pedantic(optimizer.step, rounds=FEWEST if entry.slow else rounds, warmup_rounds=2)

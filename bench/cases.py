@@ -18,13 +18,12 @@ Shapes = Sequence[tuple[int, ...]]
 Params = list[torch.nn.Parameter]
 
 
-def _gpt2() -> Shapes:
-    """GPT-2 small, 124 439 808 parameters; the output layer shares the token embedding."""
-    d = 768
+def _gpt(d: int, layers: int, context: int) -> Shapes:
+    """A GPT-2 of some width; the output layer shares the token embedding."""
     norm = [(d,), (d,)]
     attention = [(3 * d, d), (3 * d,), (d, d), (d,)]
     mlp = [(4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [(50257, d), (1024, d), *(norm + attention + norm + mlp) * 12, *norm]
+    return [(50257, d), (context, d), *(norm + attention + norm + mlp) * layers, *norm]
 
 
 def _vgg16() -> Shapes:
@@ -34,12 +33,38 @@ def _vgg16() -> Shapes:
     return [*chain.from_iterable(convolutions), (10, 512), (10,)]
 
 
+def _resnet50() -> Shapes:
+    """ResNet-50 for ImageNet, 25 557 032 parameters."""
+    shapes = [(64, 3, 7, 7), (64,), (64,)]
+    into = 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            convolutions = [(width, into, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            if block == 0:
+                convolutions.append((4 * width, into, 1, 1))
+            shapes += chain.from_iterable((shape, shape[:1], shape[:1]) for shape in convolutions)
+            into = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
 #: What is stepped, by name: the shapes of a model's parameters.
 CASES: dict[str, Shapes] = {
-    "gpt2-124m": _gpt2(),
+    "gpt2-124m": _gpt(768, 12, 1024),
     "vgg16": _vgg16(),
     "1000x64": [(64,)] * 1000,
     "32m": [(32 * 1024 * 1024,)],
+}
+
+#: What is stepped on a GPU.
+GPU_CASES: dict[str, Shapes] = {
+    "64mib": [(16 * 1024 * 1024,)],
+    "1gib": [(256 * 1024 * 1024,)],
+    "vgg16": CASES["vgg16"],
+    "resnet50": _resnet50(),
+    "gpt2-124m": CASES["gpt2-124m"],
+    "gpt-1.3b": _gpt(2048, 24, 2048),
+    "1000x64": CASES["1000x64"],
+    "10000x64": [(64,)] * 10_000,
 }
 
 
@@ -88,19 +113,27 @@ if find_spec("pytorch_optimizer"):
     OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, _VSGD_BYTES, slow=True)
 
 
-def count(case: str) -> int:
-    """The number of parameters of a case."""
-    return sum(map(prod, CASES[case]))
+#: And what steps it there.
+GPU_OPTIMIZERS: dict[str, Entry] = {
+    "vsgd (triton)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="triton"), _VSGD_BYTES),
+    "vsgd (cuda)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="cuda"), _VSGD_BYTES),
+    **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
+}
 
 
-def make_params(case: str) -> Params:
-    """A case's parameters, float32, each with a small random gradient; the same ones each time."""
-    generator = torch.Generator().manual_seed(0)
+def count(shapes: Shapes) -> int:
+    """The number of parameters."""
+    return sum(map(prod, shapes))
+
+
+def make_params(shapes: Shapes, device: str = "cpu") -> Params:
+    """Parameters, float32, each with a small random gradient; the same ones each time."""
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(shape: tuple[int, ...], scale: float) -> Tensor:
-        return torch.randn(shape, generator=generator).mul_(scale)
+        return torch.randn(shape, generator=generator, device=device).mul_(scale)
 
-    params = [torch.nn.Parameter(normal(shape, 0.02)) for shape in CASES[case]]
+    params = [torch.nn.Parameter(normal(shape, 0.02)) for shape in shapes]
     for param in params:
         param.grad = normal(param.shape, 1e-3)
     return params

@@ -42,7 +42,7 @@ def measure(case: str, optimizers: dict[str, Entry], rounds: int) -> list[Row]:
         A row an optimizer. Times are medians; `spread` is the distance between the quartiles over the median; GB/s
         counts the bytes of the byte limit only.
     """
-    params, numel = make_params(case), count(case)
+    params, numel = make_params(CASES[case]), count(CASES[case])
     made = {name: entry.make(params) for name, entry in optimizers.items()}
     for optimizer in made.values():
         for _ in range(WARMUP):
@@ -91,7 +91,7 @@ def _spread(times: list[float]) -> float | None:
 
 
 def default_rounds(case: str) -> int:
-    return max(_FEWEST, min(_MOST, _PARAMETERS // count(case)))
+    return max(_FEWEST, min(_MOST, _PARAMETERS // count(CASES[case])))
 
 
 def environment() -> dict[str, str | int]:

@@ -53,11 +53,13 @@ void count_on_host(const Count& count, const Kind& kind);
 void step_on_cuda(const Step& step, const Kind& kind, int32_t device);
 void count_on_cuda(const Count& count, const Kind& kind, int32_t device);
 
-// Arrays stay in registers only where their indices are constants.
+// Arrays stay in registers only where their indices are constants; a loop of unknown length is better left one.
 #ifdef __CUDACC__
 #define VSGD_UNROLL _Pragma("unroll")
+#define VSGD_NO_UNROLL _Pragma("unroll 1")
 #else
 #define VSGD_UNROLL
+#define VSGD_NO_UNROLL
 #endif
 
 // On the device the calling lane's share of a warp's work, on the host each lane's in turn.
@@ -93,7 +95,7 @@ struct Place {
     if (path != Path::strided) return element(j);
     const Layout record(layout);
     int64_t index = element(j), offset = 0;
-    for (int64_t d = record.dims - 1; d >= 0; --d) {
+    VSGD_NO_UNROLL for (int64_t d = record.dims - 1; d >= 0; --d) {
       offset += index % record.sizes[d] * record.of(operand)[d];
       index /= record.sizes[d];
     }

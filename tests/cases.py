@@ -76,7 +76,14 @@ def layouts(dtype: torch.dtype, generator: torch.Generator) -> dict[str, tuple[t
 def gradient(param: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random gradient of many magnitudes, representable in the parameter's dtype."""
     scale = torch.randint(-10, 8, param.shape, generator=generator).float().exp2()
-    return (torch.randn(param.shape, generator=generator) * scale).to(param.dtype)
+    return (torch.randn(param.shape, generator=generator) * scale).to(param)
+
+
+def extreme_gradients() -> torch.Tensor:
+    """From subnormal to the largest, of both signs, and what is not finite."""
+    magnitudes = torch.logspace(-45, 38, 2000, dtype=torch.float64).float()
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
+    return torch.cat([magnitudes, -magnitudes, special])
 
 
 def reference_step(optimizer, params, grads):

@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 from tests.cases import CASES
 from vsgd_kernels import backends
 from vsgd_kernels.backends import device
-from vsgd_kernels.backends.triton import engine
+from vsgd_kernels.backends.triton import engine, interpreted
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -28,7 +28,8 @@ def pytest_configure(config):
 @pytest.fixture(scope="session", autouse=True)
 def large_triton_blocks():
     """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
-    engine.WARPS, device.CHUNK = 32, 8192
+    if interpreted():
+        engine.WARPS, device.CHUNK = 32, 8192
 
 
 @pytest.fixture(params=["cpp", "eager", *([] if torch.cuda.is_available() else ["triton", "cuda"])])

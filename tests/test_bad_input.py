@@ -33,7 +33,7 @@ def leaf(**kwargs):
         "tau1": [0.0, -0.5, 1.0001, math.nan],
         "tau2": [0.0, -0.5, 1.0001, math.nan],
         "shape_offset": [-1e-4, math.nan, math.inf],
-        "backend": ["cuda", ""],
+        "backend": ["gpu", ""],
     }.items(),
 )
 def test_values(name, values):
@@ -262,7 +262,9 @@ def test_backend_that_is_not_available(monkeypatch):
     with pytest.raises(RuntimeError, match=f"{backends.VARIABLE}='cpp' is not available: {reason}"):
         VSGD([leaf()])
     monkeypatch.setenv(backends.VARIABLE, "fastest")
-    with pytest.raises(ValueError, match=f"{backends.VARIABLE} must be one of 'cpp', 'triton', 'eager', got 'fastest'"):
+    with pytest.raises(
+        ValueError, match=f"{backends.VARIABLE} must be one of 'cpp', 'triton', 'cuda', 'eager', got 'fastest'"
+    ):
         VSGD([leaf()])
 
 

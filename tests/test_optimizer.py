@@ -213,5 +213,5 @@ def test_swap_is_the_authors_signature():
     group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     assert group == {
         "lr": 0.02, "ghattg": 30.0, "ps": 1e-8, "tau1": 0.81, "tau2": 0.9, "weight_decay": 0.0, "eps": 1e-8,
-        "shape_offset": 1e-4, "maximize": False,
+        "shape_offset": 1e-4, "maximize": False, "capturable": False,
     }  # fmt: skip

@@ -39,6 +39,7 @@ def test_argument_then_variable_then_availability(monkeypatch):
     assert chosen_by(VSGD([leaf()], backend="cpp")) == {"cpp"}
     monkeypatch.delenv(backends.VARIABLE)
     monkeypatch.setattr(backends.BACKENDS["cpp"], "why_unavailable", lambda: "not compiled")
+    monkeypatch.setattr(backends.BACKENDS["cuda"], "on_host", False)
     assert chosen_by(VSGD([leaf()])) == {"eager"}
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import CASES, SIZES, assert_stepped, gradient, layouts, master_of, reference_step
+from tests.cases import CASES, SIZES, assert_stepped, extreme_gradients, gradient, layouts, master_of, reference_step
 from vsgd_kernels import backends
 from vsgd_kernels.batch import DTYPES
 
@@ -119,12 +119,6 @@ def test_instruction_sets_give_the_same_bits(case, dtype, monkeypatch, generator
     for tensors in outcomes[1:]:
         for first, other in zip(outcomes[0], tensors, strict=True):
             assert torch.equal(bits(first), bits(other))
-
-
-def extreme_gradients():
-    magnitudes = torch.logspace(-45, 38, 2000, dtype=torch.float64).float()
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
-    return torch.cat([magnitudes, -magnitudes, special])
 
 
 def bits(tensor):

@@ -41,6 +41,10 @@ class Settings(NamedTuple):
     capturable: bool
     lr: Tensor | None
 
+    def fits(self, other: Settings) -> bool:
+        """Whether they differ in numbers only."""
+        return self.capturable == other.capturable and self.lr is other.lr
+
 
 def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     """The settings of a parameter group, with `row` in the order of `names`.

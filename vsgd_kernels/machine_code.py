@@ -102,9 +102,9 @@ def _compile(rule: Rule, dtype: torch.dtype, layout: str, arch: str) -> Any:
 
 def _entries(compiled: Any, arch: str) -> Iterator[dict[str, Any]]:
     if arch.startswith("sm_"):
-        assembly, usage = _disassemble(compiled.asm["cubin"])
+        assembly, usage = disassemble(compiled.asm["cubin"])
         registers, local = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "LOCAL"))
-        accesses = _sass_accesses(assembly)
+        accesses = sass_accesses(assembly)
     else:
         assembly = compiled.asm["amdgcn"]
         fields = (r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)")
@@ -124,7 +124,7 @@ def _by_bits(accesses: Counter[tuple[str, str, int]], path: str, op: str) -> dic
     return {bits: n for (p, o, bits), n in sorted(accesses.items()) if (p, o) == (path, op)}
 
 
-def _sass_accesses(assembly: str) -> Counter[tuple[str, str, int]]:
+def sass_accesses(assembly: str) -> Counter[tuple[str, str, int]]:
     """(path, load or store, bits) -> instructions."""
     accesses: Counter[tuple[str, str, int]] = Counter()
     for match in _SASS.finditer(assembly):
@@ -135,7 +135,7 @@ def _sass_accesses(assembly: str) -> Counter[tuple[str, str, int]]:
     return accesses
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
+def disassemble(cubin: bytes) -> tuple[str, str]:
     """The machine code as text, and the resources that it uses."""
     import triton
 

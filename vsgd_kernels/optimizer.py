@@ -163,5 +163,5 @@ class FusedOptimizer(Optimizer):
         self._plan = None
         self._captured = []
         for group in self.param_groups:
-            for name in self.defaults:
+            for name in (*self.rule.hyper, "capturable"):
                 group.setdefault(name, self.defaults[name])

@@ -114,14 +114,15 @@ class Plan:
         self._sizes = list(map(Tensor.numel, grads))
         self._dtypes = [grad.dtype for grad in grads]
 
-    def serves(
-        self, param_groups: ParamGroups, gradients: Gradients, state: States, settings: list[Settings]
-    ) -> bool:
+    def serves(self, param_groups: ParamGroups, gradients: Gradients, state: States, settings: list[Settings]) -> bool:
         """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
         if not (
             self._group_sizes == [len(group["params"]) for group in param_groups]
             and self._there == gradients.there
-            and all(new.capturable == old.capturable and new.lr is old.lr for new, old in zip(settings, self._settings, strict=True))
+            and all(
+                new.capturable == old.capturable and new.lr is old.lr
+                for new, old in zip(settings, self._settings, strict=True)
+            )
             and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
             and self._fits(gradients.present)
             and all(launch.is_current() for launch, _ in self._launches)

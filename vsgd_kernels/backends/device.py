@@ -22,7 +22,7 @@ _ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "state0", "state1
 
 def capturing() -> bool:
     """Whether a CUDA graph is being made of what is launched now."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 class Path(NamedTuple):

@@ -38,7 +38,9 @@ class EagerBackend:
             RuntimeError: a CUDA graph is being captured; step counts and scalars are read on the host.
         """
         if capturing():
-            raise RuntimeError("backend='eager' reads scalars on the host, so a CUDA graph cannot be made of its step()")
+            raise RuntimeError(
+                "backend='eager' reads scalars on the host, so a CUDA graph cannot be made of its step()"
+            )
         if found_inf is not None and found_inf.item():
             return
         scale = 1.0 if grad_scale is None else grad_scale.item()

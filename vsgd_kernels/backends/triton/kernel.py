@@ -1,8 +1,8 @@
 """The Triton kernels: all tensors of a launch, a rule and a dtype at a time.
 
-A program of `step_kernel` steps one chunk of one tensor. Blocks that lie wholly inside the tensor take a path without masks, whose
-addresses are known to be aligned, so that it compiles to 128-bit loads and stores; only a tensor's last block is
-masked.
+A program of `step_kernel` steps one chunk of one tensor. Blocks that lie wholly inside the tensor take a path without
+masks, whose addresses are known to be aligned, so that it compiles to 128-bit loads and stores; only a tensor's last
+block is masked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def count_kernel(
     mask = tensor < tensors
     row = rows + tensor * _WIDTH
     step = tl.load(row + _STEP, mask=mask, other=0).to(tl.pointer_type(tl.float32))
-    t = tl.load(step, mask=mask, other=0.0) + 1.0
+    taken = tl.load(step, mask=mask, other=0.0)
+    t = taken + 1.0
     group = tl.load(row + _GROUP, mask=mask, other=0)
     h = ()
     for i in tl.static_range(HYPERS):
@@ -49,7 +50,7 @@ def count_kernel(
     for i in tl.static_range(SCALARS):
         tl.store(scalars + tensor * SCALARS + i, s[i].to(ARITHMETIC), mask=mask)
     if found_inf is not None:
-        mask = mask & (tl.load(found_inf) == 0.0)
+        t = tl.where(tl.load(found_inf) != 0.0, taken, t)
     tl.store(step, t, mask=mask)
 
 
@@ -77,7 +78,7 @@ def step_kernel(
     CHUNK: tl.constexpr,
 ):
     """Steps chunk `program_id` of all tensors' chunks."""
-    if found_inf is not None:
+    if found_inf is not None:  # noqa: SIM102 (known when it is compiled; what follows is not)
         if _entry(found_inf) != 0.0:
             return
     program = tl.program_id(0)

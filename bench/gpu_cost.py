@@ -1,0 +1,136 @@
+"""What a step costs on a GPU: times, bandwidth, launches, memory; used by `python -m bench.gpu`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from .cases import BASELINE, GPU_CASES, GPU_OPTIMIZERS, Entry, count, make_params
+
+Row = dict[str, str | int | float | None]
+
+WARMUP, SLOW_STEPS, STEPS = 3, 5, 40
+#: Times of steps that take less are taken over several of them: events resolve half a microsecond.
+BATCH_MS, BATCH = 0.2, 10
+
+
+def environment() -> dict[str, str | float]:
+    """The GPU, its driver, versions, and the bandwidth that a copy reaches."""
+    import triton
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _driver(),
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "copy_gb_per_s": copy_bandwidth(),
+    }
+
+
+def _driver() -> str:
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
+def copy_bandwidth(numel: int = 2**30) -> float:
+    """GB/s of a copy within the device, read and written, over 4 GiB of float32."""
+    source = torch.zeros(numel, device="cuda")
+    to = torch.empty_like(source)
+    return 8 * numel / device_ms(lambda: to.copy_(source), STEPS) / 1e6
+
+
+def device_ms(work: Callable[[], object], steps: int) -> float:
+    """The median time between events around `work`, which has been warmed up."""
+    for _ in range(WARMUP):
+        work()
+    first = _between_events(work, 1)
+    batch = BATCH if first < BATCH_MS else 1
+    return statistics.median(_between_events(work, batch) for _ in range(steps))
+
+
+def _between_events(work: Callable[[], object], times: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(times):
+        work()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / times
+
+
+def host_us(work: Callable[[], object], steps: int) -> float:
+    """The median time that the host is busy with one call, while the device has nothing to do."""
+    times = []
+    for _ in range(steps):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(times)
+
+
+def launches(work: Callable[[], object]) -> int:
+    """How many kernels one call launches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return sum(not event.name.startswith(("Mem", "cuda", "cu")) for event in profile.events())
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """MiB that one call allocates beyond what is there before and after."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def measure(case: str, name: str, entry: Entry) -> Row:
+    """Measures one optimizer over the parameters of one case, float32."""
+    params = make_params(GPU_CASES[case], "cuda")
+    numel, step = count(GPU_CASES[case]), entry.make(params).step
+    steps = SLOW_STEPS if entry.slow else STEPS
+    step()
+    ms = device_ms(step, steps)
+    return {
+        "case": case,
+        "optimizer": name,
+        "parameters": numel,
+        "tensors": len(params),
+        "ms": ms,
+        "gb_per_s": entry.bytes_per_parameter * numel / ms / 1e6,
+        "host_us": host_us(step, steps),
+        "launches": launches(step),
+        "peak_mib": peak_mib(step),
+        "byte_limit_ratio": entry.bytes_per_parameter / GPU_OPTIMIZERS[BASELINE].bytes_per_parameter,
+    }
+
+
+def measure_all(deadline: float) -> tuple[list[Row], list[str]]:
+    """Every optimizer over every case, until `deadline` (of time.monotonic): the rows, and what time lacked for."""
+    rows: list[Row] = []
+    left_out: list[str] = []
+    for case in GPU_CASES:
+        for name, entry in GPU_OPTIMIZERS.items():
+            if time.monotonic() > deadline:
+                left_out.append(f"{case}, {name}")
+                continue
+            rows.append(measure(case, name, entry))
+            torch.cuda.empty_cache()
+            print("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in rows[-1].values()))
+    baseline = {row["case"]: row["ms"] for row in rows if row["optimizer"] == BASELINE}
+    for row in rows:
+        row["ratio"] = row["ms"] / baseline[row["case"]] if row["case"] in baseline else None
+    return rows, left_out

@@ -1,0 +1,96 @@
+"""The results of `python -m bench.gpu` as a table and a plot: `python -m bench.gpu_report bench/results/gpu_….json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .cases import BASELINE
+
+COLUMNS = {
+    "case": "case",
+    "optimizer": "optimizer",
+    "ms": "ms",
+    "ratio": f"time / {BASELINE}",
+    "byte_limit_ratio": "byte limit",
+    "gb_per_s": "GB/s",
+    "of_copy": "of a copy's",
+    "launches": "launches",
+    "host_us": "host µs",
+    "peak_mib": "peak MiB",
+}
+FORMATS = {
+    "ms": ".3f",
+    "ratio": ".2f",
+    "byte_limit_ratio": ".3f",
+    "gb_per_s": ".0f",
+    "of_copy": ".0%",
+    "host_us": ".0f",
+    "peak_mib": ".1f",
+}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """What it was measured on, and a table."""
+    env = results["environment"]
+    lines = [
+        f"{env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, torch {env['torch']}, triton {env['triton']}; "
+        f"float32. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. Times are medians of `step()` alone; GB/s "
+        "counts the bytes of the byte limit only; host µs is how long `step()` keeps the host; peak MiB is what it "
+        "allocates in passing.",
+        "",
+        "| " + " | ".join(COLUMNS.values()) + " |",
+        "|" + "---|" * len(COLUMNS),
+    ]
+    for row in results["rows"]:
+        shown = {**row, "of_copy": row["gb_per_s"] / env["copy_gb_per_s"]}
+        cells = ("-" if shown[key] is None else format(shown[key], FORMATS.get(key, "")) for key in COLUMNS)
+        lines.append("| " + " | ".join(cells) + " |")
+    if results["left_out"]:
+        lines += ["", f"No time was left for: {'; '.join(results['left_out'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Bars: time over the baseline's for each case and optimizer, on a logarithmic axis."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in results["rows"] if row["ratio"] is not None]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys(row["optimizer"] for row in rows))
+    figure, axes = plt.subplots(figsize=(10, 4.5))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        ratios = {row["case"]: row["ratio"] for row in rows if row["optimizer"] == name}
+        at = [cases.index(case) + (i - (len(names) - 1) / 2) * width for case in ratios]
+        axes.bar(at, list(ratios.values()), width, label=name)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.axhline(9 / 7, color="black", linewidth=0.8, linestyle=":", label="VSGD's byte limit")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_ylabel(f"time / {BASELINE}")
+    axes.set_title(f"One step, float32, {results['environment']['gpu']}")
+    axes.legend(ncols=3, fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Writes JSON, Markdown and, where matplotlib is there, PNG, named after the GPU."""
+    name = "gpu_" + "_".join(results["environment"]["gpu"].lower().split())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(markdown(results))
+    try:
+        plot(results, folder / f"{name}.png")
+    except ImportError:
+        print(
+            f"no plot: matplotlib is missing; where it is, `python -m bench.gpu_report {folder / name}.json` draws it"
+        )
+
+
+if __name__ == "__main__":
+    for argument in map(Path, sys.argv[1:]):
+        write(json.loads(argument.read_text()), argument.parent)

@@ -1,0 +1,125 @@
+"""The host's side of the GPU backends, and the CUDA kernels' blocks: on the CPU, without a GPU."""
+
+import pytest
+import torch
+
+from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params
+from vsgd_kernels.backends.device import Prepared
+from vsgd_kernels.batch import DTYPES
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """What is copied to the device, in numbers of elements."""
+    seen = []
+    copy = Prepared.copy
+
+    def recorded(self, to, host):
+        seen.append(host.numel())
+        return copy(self, to, host)
+
+    monkeypatch.setattr(Prepared, "copy", recorded)
+    return seen
+
+
+def launches(optimizer):
+    return [inner for launch, _ in optimizer._plan._launches for inner in launch._prepared.launches]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_equal_the_cpu_kernel_to_the_bit(case, dtype, generator):
+    """Sizes, layouts and extreme gradients, over several steps."""
+    pairs = [(p, g) for p, g in layouts(dtype, generator).values()]
+    pairs += [(torch.randn(n, generator=generator).to(dtype), torch.randn(n).to(dtype)) for n in SIZES]
+    extreme = extreme_gradients().to(dtype)
+    pairs.append((torch.linspace(-3, 3, len(extreme), dtype=dtype), extreme))
+    outcomes = []
+    for name in ("cpp", "cuda"):
+        generator.manual_seed(1)
+        params = [torch.nn.Parameter(p.clone(memory_format=torch.preserve_format)) for p, _ in pairs]
+        optimizer = case.optimizer(params, **case.settings, backend=name)
+        for scale in (1.0, 1024.0, 3.0):
+            for param, (_, grad) in zip(params, pairs, strict=True):
+                param.grad = grad
+            optimizer.grad_scale = torch.tensor(scale)
+            optimizer.step()
+        outcomes.append([t for p in params for t in (p, *optimizer.state[p].values())])
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_one_launch_for_a_uniform_model(case, backend, generator):
+    """Whatever the groups, step counts and odd or empty shapes."""
+    params = [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in (0, 5, 5000, 0, 16384, 1)]
+    optimizer = case.optimizer([{"params": params[:2], **case.settings}, {"params": params[2:]}], backend=backend)
+    for first in (3, 0, 1):
+        for param in params[first:]:
+            param.grad = gradient(param, generator)
+        check_step(optimizer, [p for p in params if p.grad is not None])
+    assert len(launches(optimizer)) == 1
+    assert len(launches(optimizer)[0].rows) == 6
+
+
+def test_nothing_changed(case, backend, copies, generator):
+    """Then only the scalars of the step go to the device: one row for each distinct group and count."""
+    params = make_params(generator, 20)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    check_step(optimizer, params)
+    copies.clear()
+    check_step(optimizer, params)
+    optimizer.param_groups[0]["lr"] = 0.02
+    check_step(optimizer, params)
+    assert copies == [case.optimizer.rule.scalar_count] * 2
+
+
+def test_nothing_changed_capturable(case, backend, copies, generator):
+    """Then nothing does; and where a number has changed, the hyperparameters."""
+    params = make_params(generator, 20)
+    optimizer = case.optimizer(params, lr=torch.tensor(1e-2), capturable=True, backend=backend)
+    check_step(optimizer, params)
+    copies.clear()
+    for _ in range(2):
+        check_step(optimizer, params)
+    assert copies == []
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+    check_step(optimizer, params)
+    assert copies == [len(case.optimizer.rule.hyper)]
+
+
+def test_gradients_elsewhere(case, backend, copies, generator):
+    """New gradients cost one address each; those of another alignment another launch."""
+    params = [torch.nn.Parameter(torch.randn(64, generator=generator)) for _ in range(4)]
+    optimizer = case.optimizer(params, lr=1e-2, capturable=True, backend=backend)
+    buffer = torch.zeros(2, 4, 68)
+    for i, start in ((0, 0), (1, 4), (0, 1), (1, 0)):
+        for k, param in enumerate(params):
+            param.grad = buffer[i, k, start : start + 64].copy_(gradient(param, generator))
+        copies.clear()
+        check_step(optimizer, params)
+        assert [launch.path.aligned for launch in launches(optimizer)] == [start % 4 == 0]
+        if start == 4:
+            assert copies == [4]
+
+
+@pytest.mark.parametrize("how", ["data", "grad", "state"])
+def test_replaced_by_misaligned(case, backend, generator, how):
+    params = make_params(generator)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    check_step(optimizer, params)
+    state = optimizer.state[params[0]][optimizer.rule.states[-1]]
+    old = {"data": params[0].data, "grad": params[0].grad, "state": state}[how]
+    new = torch.empty(old.numel() + 1)[1:].view_as(old).copy_(old)
+    if how == "data":
+        params[0].data = new
+    elif how == "grad":
+        params[0].grad = new
+    else:
+        state.data = new
+    for _ in range(2):
+        check_step(optimizer, params)
+    assert sorted(launch.path.aligned for launch in launches(optimizer)) == [False, True]
