@@ -19,6 +19,9 @@ struct Row {
   int64_t dtype;   // index in batch.py's DTYPES
   int64_t group;   // row of the hyper table
   int64_t layout;  // offset of its record in `layouts`, or -1: every operand runs over the same dense memory
+  int64_t format;  // of its states: states.h's Format
+  int64_t blocks;  // address of q8's words, [blocks, states], or 0
+  int64_t key;     // noise.py's tensor_key
   int64_t state[kMaxStates];  // addresses
 };
 constexpr int kFirstState = 3;  // operand of the first state in a layout record

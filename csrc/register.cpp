@@ -38,12 +38,14 @@ void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, co
        hyper.const_data_ptr<double>(), amp, isa_of(isa));
 }
 
-vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path) { return {std::move(rule), dtype, vsgd::Path(path)}; }
+vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path, int64_t format) {
+  return {std::move(rule), dtype, vsgd::Path(path), vsgd::Format(format)};
+}
 
 void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& chunk_tensor,
                  const Tensor& first_chunk, const Tensor& scalar_row, const Tensor& scalars,
                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t chunk, std::string rule,
-                 int64_t dtype, int64_t path) {
+                 int64_t dtype, int64_t path, int64_t format) {
   const vsgd::Step step{rows_of(rows),
                         grads.const_data_ptr<int64_t>(),
                         layouts.const_data_ptr<int64_t>(),
@@ -54,7 +56,7 @@ void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts,
                         {scalar_of(grad_scale), scalar_of(found_inf)},
                         chunk_tensor.numel(),
                         chunk};
-  const vsgd::Kind kind = kind_of(std::move(rule), dtype, path);
+  const vsgd::Kind kind = kind_of(std::move(rule), dtype, path, format);
 #ifdef USE_CUDA
   if (rows.is_cuda()) return vsgd::step_on_cuda(step, kind, rows.get_device_index());
 #endif
@@ -65,7 +67,7 @@ void count_device(const Tensor& rows, const Tensor& hyper, Tensor scalars, std::
                   std::string rule, int64_t dtype) {
   const vsgd::Count count{rows_of(rows), hyper.const_data_ptr<double>(), scalars.data_ptr(), scalar_of(found_inf),
                           rows.size(0)};
-  const vsgd::Kind kind = kind_of(std::move(rule), dtype, 0);
+  const vsgd::Kind kind = kind_of(std::move(rule), dtype, 0, 0);
 #ifdef USE_CUDA
   if (rows.is_cuda()) return vsgd::count_on_cuda(count, kind, rows.get_device_index());
 #endif
@@ -86,7 +88,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
   m.def(
       "_step_device(Tensor rows, Tensor grads, Tensor layouts, Tensor chunk_tensor, Tensor first_chunk, "
       "Tensor scalar_row, Tensor scalars, Tensor? grad_scale, Tensor? found_inf, int chunk, str rule, int dtype, "
-      "int path) -> ()");
+      "int path, int format) -> ()");
   m.def(
       "_count_device(Tensor rows, Tensor hyper, Tensor(a!) scalars, Tensor? found_inf, str rule, int dtype) -> ()");
   m.def("_watch(Tensor[] tensors) -> int");

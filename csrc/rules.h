@@ -1,5 +1,5 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its number of states, its hyperparameters (columns of a row of the hyper table), the scalars
+// Each rule is a type: its states and which of them are rates (positive), its hyperparameters (columns of a row of the hyper table), the scalars
 // of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates are doubled,
 // as the authors store them.
 #pragma once
@@ -23,11 +23,12 @@ VSGD_FN double prior_rate(double rate) {
 // VSGD, Algorithm 1 (Eqs. 15-24).
 struct Vsgd {
   static constexpr int states = 3;
+  VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
 
   template <class A>
   struct Scalars {
-    A inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, sign;
+    A inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, t, sign;
   };
 
   template <class A>
@@ -42,6 +43,7 @@ struct Vsgd {
     s.lr = A(h[lr]);
     s.decay = A(1.0 - h[lr] * h[weight_decay]);
     s.eps = A(h[eps]);
+    s.t = A(t);
     s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
     return s;
   }

@@ -7,6 +7,7 @@
 
 #include "formats.h"
 #include "rules.h"
+#include "states.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define VSGD_X86 1
@@ -30,40 +31,98 @@ Isa detect_isa() {
 
 namespace {
 
-// Where the operands of a run of elements begin.
+// Where the operands of a run of elements begin, and what is random in it.
 template <class P>
 struct Operands {
-  using A = typename Arithmetic<P>::type;
   P* param;
   Low* low;
   const P* grad;
-  A* state[kMaxStates];
+  void* state[kMaxStates];
+  uint32_t* words;  // q8's, of the run's first block
+  Noise noise;
 };
 
-template <class Rule, class P, class A = typename Arithmetic<P>::type>
-VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
-  const auto s = scalars;
+// Steps element i: `load` and `store` are of its states.
+template <class Rule, class P, class A, class Load, class Store>
+VSGD_FN void step_element(const Operands<P>& at, int64_t i, const typename Rule::template Scalars<A>& s,
+                          const Load& load_state, const Store& store_state) {
+  A theta = load_param(at.param + i, at.low + i);
+  A ghat = bounded(load(at.grad + i) * s.sign);
+  A state[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) state[k] = load_state(k);
+  Rule::update(theta, ghat, state, s);
+  for (int k = 0; k < Rule::states; ++k) store_state(k, state[k]);
+  store_param(at.param + i, at.low + i, theta);
+}
+
+// One block of q8: the numbers before they are coded stay in a tile, for the block's words need them all.
+template <class Rule, class P>
+VSGD_FN void run_q8(const Operands<P>& at, uint8_t* const* stored, int64_t first, int64_t end,
+                    const typename Rule::template Scalars<float>& s) {
+  float tile[Rule::states][kCodes], unit[Rule::states];
+  uint32_t random[kCodes], low[Rule::states], high[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) {
+    unit[k] = mean_unit(at.words[k]);
+    low[k] = Range().low, high[k] = Range().high;
+  }
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    A theta = load_param(at.param + i, at.low + i);
-    A ghat = bounded(load(at.grad + i) * s.sign);
-    A state[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) state[k] = at.state[k][i];
-    Rule::update(theta, ghat, state, s);
-    for (int k = 0; k < Rule::states; ++k) at.state[k][i] = state[k];
-    store_param(at.param + i, at.low + i, theta);
+  for (int64_t i = first; i < end; ++i) {
+    random[i - first] = at.noise.bits(uint32_t(i));
+    step_element<Rule, P, float>(
+        at, i, s, [&](int k) { return q8_decode(Rule::is_rate(k), stored[k][i], at.words[k], unit[k]); },
+        [&](int k, float x) {
+          tile[k][i - first] = x;
+          Range range{low[k], high[k]};
+          range.add(x);
+          low[k] = range.low, high[k] = range.high;
+        });
+  }
+  for (int k = 0; k < Rule::states; ++k) {
+    const uint32_t word = q8_word(Rule::is_rate(k), {low[k], high[k]});
+    const float per_unit = mean_per_unit(word);
+    at.words[k] = word;
+#pragma GCC ivdep
+    for (int64_t i = first; i < end; ++i)
+      stored[k][i] = q8_encode(Rule::is_rate(k), tile[k][i - first], word, per_unit, stream(random[i - first], k));
   }
 }
 
-template <class Rule, class P, class A = typename Arithmetic<P>::type>
+template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
+VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
+  using S = typename StoredState<format, A>::type;
+  const auto s = scalars;
+  S* stored[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
+  if constexpr (format == Format::fp32) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i)
+      step_element<Rule, P, A>(
+          at, i, s, [&](int k) { return stored[k][i]; }, [&](int k, A x) { stored[k][i] = x; });
+  } else if constexpr (format == Format::bf16) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t random = at.noise.bits(uint32_t(i));
+      step_element<Rule, P, A>(
+          at, i, s, [&](int k) { return bf16_decode(stored[k][i]); },
+          [&](int k, A x) { stored[k][i] = bf16_encode(x, stream(random, k)); });
+    }
+  } else {
+    for (int64_t first = 0; first < n; first += kCodes, at.words += Rule::states) {
+      const int64_t end = std::min(first + kCodes, n);
+      run_q8<Rule>(at, stored, first, end, s);
+    }
+  }
+}
+
+template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 struct Run {
   using Scalars = typename Rule::template Scalars<A>;
   using Function = void (*)(Operands<P>, int64_t, const Scalars&);
 
-  static void baseline(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P>(at, n, s); }
+  static void baseline(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
 #if VSGD_X86
-  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P>(at, n, s); }
-  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P>(at, n, s); }
+  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
+  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
 #endif
 
   static Function of(Isa isa) {
@@ -74,6 +133,12 @@ struct Run {
     return baseline;
   }
 };
+
+// q8's words from the block of element i on.
+template <class Rule>
+uint32_t* words_of(const Row& row, int64_t i) {
+  return reinterpret_cast<uint32_t*>(row.blocks) + (row.blocks ? i / kCodes * Rule::states : 0);
+}
 
 // Walks the elements of a strided tensor in order; `offset[o]` is where operand o has the current one.
 class Walk {
@@ -105,18 +170,21 @@ class Walk {
 };
 
 // A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
-template <class Rule, class P, class A = typename Arithmetic<P>::type>
+template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t begin, int64_t end,
-                 const typename Rule::template Scalars<A>& scalars, typename Run<Rule, P>::Function run) {
+                 const typename Rule::template Scalars<A>& scalars, Noise noise,
+                 typename Run<Rule, P, format>::Function run) {
+  using S = typename StoredState<format, A>::type;
   constexpr int64_t kTile = 256;
+  static_assert(kTile % kCodes == 0, "a tile is whole blocks");
   P param[kTile], grad[kTile];
   Low low[kTile];
-  A state[Rule::states][kTile];
-  Operands<P> tile{param, low, grad, {}};
-  A* home[Rule::states];
+  S state[Rule::states][kTile];
+  Operands<P> tile{param, low, grad, {}, nullptr, noise};
+  S* home[Rule::states];
   for (int k = 0; k < Rule::states; ++k) {
     tile.state[k] = state[k];
-    home[k] = reinterpret_cast<A*>(row.state[k]);
+    home[k] = reinterpret_cast<S*>(row.state[k]);
   }
   Walk in(layout, kFirstState + Rule::states, begin), out = in;
   for (int64_t i = begin; i < end; i += kTile) {
@@ -127,6 +195,8 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
       if (row.low) low[j] = reinterpret_cast<const Low*>(row.low)[in.offset[2]];
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
     }
+    tile.noise = noise.from(i);
+    tile.words = words_of<Rule>(row, i);
     run(tile, n, scalars);
     for (int64_t j = 0; j < n; ++j, out.next()) {
       reinterpret_cast<P*>(row.param)[out.offset[0]] = param[j];
@@ -165,19 +235,37 @@ class ScalarsOf {
   std::tuple<Kept<float>, Kept<double>> kept_;
 };
 
-template <class Rule, class P>
+template <class Rule, class P, Format format>
 void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t begin, int64_t end,
              ScalarsOf<Rule>& scalars_of, Isa isa) {
   using A = typename Arithmetic<P>::type;
+  using S = typename StoredState<format, A>::type;
   const auto& scalars = scalars_of.template at<A>(row);
-  const auto run = Run<Rule, P>::of(isa);
+  const auto run = Run<Rule, P, format>::of(isa);
+  const Noise noise = Noise::of(row.key, float(scalars.t));
   if (row.layout >= 0)
-    return run_strided<Rule, P>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, run);
-  Operands<P> at{reinterpret_cast<P*>(row.param) + begin, reinterpret_cast<Low*>(row.low) + begin,
-                 reinterpret_cast<const P*>(gradient) + begin, {}};
-  for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<A*>(row.state[k]) + begin;
+    return run_strided<Rule, P, format>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, noise, run);
+  Operands<P> at{reinterpret_cast<P*>(row.param) + begin,
+                 reinterpret_cast<Low*>(row.low) + begin,
+                 reinterpret_cast<const P*>(gradient) + begin,
+                 {},
+                 words_of<Rule>(row, begin),
+                 noise.from(begin)};
+  for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<S*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }
+
+template <class Rule>
+using RunRow = void (*)(const Row&, int64_t, const int64_t*, int64_t, int64_t, ScalarsOf<Rule>&, Isa);
+
+// By dtype and format; double has no other format.
+template <class Rule>
+constexpr RunRow<Rule> run_rows[][3] = {
+    {run_row<Rule, float, Format::fp32>, run_row<Rule, float, Format::bf16>, run_row<Rule, float, Format::q8>},
+    {run_row<Rule, double, Format::fp32>, nullptr, nullptr},
+    {run_row<Rule, bf16, Format::fp32>, run_row<Rule, bf16, Format::bf16>, run_row<Rule, bf16, Format::q8>},
+    {run_row<Rule, fp16, Format::fp32>, run_row<Rule, fp16, Format::bf16>, run_row<Rule, fp16, Format::q8>},
+};
 
 // Small tensors lie anywhere: what the one after next begins with is asked for early.
 constexpr int64_t kAhead = 2;
@@ -205,15 +293,13 @@ void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* l
   const double grad_scale = amp.grad_scale ? *amp.grad_scale : 1.0;
   for (int64_t i = 0; i < n; ++i) *reinterpret_cast<float*>(rows[i].step) += 1.0f;
 
-  constexpr decltype(&run_row<Rule, float>) run_dtype[] = {run_row<Rule, float>, run_row<Rule, double>,
-                                                           run_row<Rule, bf16>, run_row<Rule, fp16>};
   constexpr int64_t kGrain = 16;  // blocks; a thread costs more than it saves below some 16,000 elements
   Blocks blocks(rows, n);
   torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
     ScalarsOf<Rule> scalars_of(hyper, grad_scale);
     blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
       if (i + kAhead < n) prefetch<Rule>(rows[i + kAhead], grads[i + kAhead]);
-      run_dtype[rows[i].dtype](rows[i], grads[i], layouts, begin, end, scalars_of, isa);
+      run_rows<Rule>[rows[i].dtype][rows[i].format](rows[i], grads[i], layouts, begin, end, scalars_of, isa);
     });
   });
 }

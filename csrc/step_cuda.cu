@@ -40,9 +40,9 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-template <class Rule, class P, Path path>
+template <class Rule, class P, Format format, Path path>
 __global__ void __launch_bounds__(kThreads) step_kernel(const Step step) {
-  step_warp<Rule, P, path>(step, blockIdx.x, threadIdx.x / kLanes);
+  step_warp<Rule, P, format, path>(step, blockIdx.x, threadIdx.x / kLanes);
 }
 
 template <class Rule, class P>
@@ -55,8 +55,9 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const Count count) {
 
 void step_on_cuda(const Step& step, const Kind& kind, int32_t device) {
   const DeviceGuard guard(device);
-  dispatch(kind, [&](auto rule, auto param, auto path) {
-    step_kernel<typename decltype(rule)::type, typename decltype(param)::type, decltype(path)::value>
+  dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
+    step_kernel<typename decltype(rule)::type, typename decltype(param)::type, decltype(format)::value,
+                decltype(path)::value>
         <<<unsigned(step.chunks), kThreads, 0, current_stream(device)>>>(step);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -64,7 +65,7 @@ void step_on_cuda(const Step& step, const Kind& kind, int32_t device) {
 
 void count_on_cuda(const Count& count, const Kind& kind, int32_t device) {
   const DeviceGuard guard(device);
-  dispatch(kind, [&](auto rule, auto param, auto) {
+  dispatch(kind, [&](auto rule, auto param, auto, auto) {
     count_kernel<typename decltype(rule)::type, typename decltype(param)::type>
         <<<unsigned((count.tensors + kThreads - 1) / kThreads), kThreads, 0, current_stream(device)>>>(count);
   });

@@ -4,15 +4,16 @@
 namespace vsgd {
 
 void step_on_host(const Step& step, const Kind& kind) {
-  dispatch(kind, [&](auto rule, auto param, auto path) {
+  dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
     for (int64_t chunk = 0; chunk < step.chunks; ++chunk)
       for (int warp = 0; warp < kWarps; ++warp)
-        step_warp<typename decltype(rule)::type, typename decltype(param)::type, decltype(path)::value>(step, chunk, warp);
+        step_warp<typename decltype(rule)::type, typename decltype(param)::type, decltype(format)::value,
+                  decltype(path)::value>(step, chunk, warp);
   });
 }
 
 void count_on_host(const Count& count, const Kind& kind) {
-  dispatch(kind, [&](auto rule, auto param, auto) {
+  dispatch(kind, [&](auto rule, auto param, auto, auto) {
     for (int64_t tensor = 0; tensor < count.tensors; ++tensor)
       count_tensor<typename decltype(rule)::type, typename decltype(param)::type>(count, tensor);
   });

@@ -10,12 +10,14 @@
 #include "chunks.h"
 #include "formats.h"
 #include "rules.h"
+#include "states.h"
 
 namespace vsgd {
 
 constexpr int kLanes = 32, kWarps = 4;
 constexpr int kEach = 4;  // elements of a lane: for fp32, one widest access each operand
 constexpr int64_t kTile = kLanes * kEach;
+static_assert(kTile == kCodes, "a warp steps one block of codes");
 
 // How a launch's tensors are accessed: all addresses are multiples of 16 bytes, or not, or strides differ.
 enum class Path { aligned, misaligned, strided };
@@ -25,6 +27,7 @@ struct Kind {
   std::string rule;
   int64_t dtype;  // index in batch.py's DTYPES
   Path path;
+  Format format;
 };
 
 struct Step {
@@ -69,6 +72,43 @@ VSGD_FN void each_lane(const Work& work) {
   work(int(threadIdx.x % kLanes));
 #else
   for (int lane = 0; lane < kLanes; ++lane) work(lane);
+#endif
+}
+
+// A variable that each lane has its own of, across several `each_lane`.
+template <class T>
+class PerLane {
+ public:
+#ifdef __CUDA_ARCH__
+  VSGD_FN T& operator[](int) { return mine_; }
+
+ private:
+  T mine_;
+#else
+  VSGD_FN T& operator[](int lane) { return all_[lane]; }
+
+ private:
+  T all_[kLanes];
+#endif
+};
+
+// The range of all lanes' ranges.
+VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
+#ifdef __CUDA_ARCH__
+  Range range = ranges[0];
+  VSGD_UNROLL for (int step = kLanes / 2; step > 0; step /= 2) {
+    uint32_t low = __shfl_xor_sync(0xffffffffu, range.low, step), high = __shfl_xor_sync(0xffffffffu, range.high, step);
+    range.low = low < range.low ? low : range.low;
+    range.high = high > range.high ? high : range.high;
+  }
+  return range;
+#else
+  Range range;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    range.low = ranges[lane].low < range.low ? ranges[lane].low : range.low;
+    range.high = ranges[lane].high > range.high ? ranges[lane].high : range.high;
+  }
+  return range;
 #endif
 }
 
@@ -125,32 +165,106 @@ struct Place {
   }
 };
 
-template <class Rule, class P, bool kWhole, Path path, class A = typename Arithmetic<P>::type>
-VSGD_FN void step_lane(const Row& row, int64_t gradient, const Place<path>& place,
-                       const typename Rule::template Scalars<A>& s) {
-  Pack<P> param = place.template load<kWhole, P>(row.param, 0);
-  const Pack<P> grad = place.template load<kWhole, P>(gradient, 1);
-  Pack<Low> low{};
-  if constexpr (has_low<P>) low = place.template load<kWhole, Low>(row.low, 2);
-  Pack<A> states[Rule::states];
-  VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
-    states[k] = place.template load<kWhole, A>(row.state[k], kFirstState + k);
-  VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
-    A theta = load_param(&param.at[j], &low.at[j]);
-    A ghat = bounded(load(&grad.at[j]) * s.sign);
-    A state[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) state[k] = states[k].at[j];
-    Rule::update(theta, ghat, state, s);
-    for (int k = 0; k < Rule::states; ++k) states[k].at[j] = state[k];
-    store_param(&param.at[j], &low.at[j], theta);
+// One tile of one tensor, by one warp.
+template <class Rule, class P, Format format, Path path, bool kWhole>
+struct Tile {
+  using A = typename Arithmetic<P>::type;
+  using S = typename StoredState<format, A>::type;
+  static constexpr bool blocks = format == Format::q8;
+
+  const Row& row;
+  const int64_t gradient, first;
+  const int64_t* layouts;
+  const typename Rule::template Scalars<A>& s;
+  const Noise noise;
+  uint32_t* words;  // q8's
+
+  struct Lane {
+    A state[Rule::states][kEach];
+    Range range[Rule::states];
+  };
+
+  VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
+
+  VSGD_FN A decoded(S stored, int k, float unit) const {
+    if constexpr (format == Format::fp32) return stored;
+    if constexpr (format == Format::bf16) return bf16_decode(stored);
+    if constexpr (format == Format::q8) return q8_decode(Rule::is_rate(k), stored, words[k], unit);
   }
-  place.template store<kWhole>(row.param, 0, param);
-  if constexpr (has_low<P>) place.template store<kWhole>(row.low, 2, low);
-  VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) place.template store<kWhole>(row.state[k], kFirstState + k, states[k]);
-}
+
+  VSGD_FN S encoded(A x, int k, uint32_t word, float per_unit, uint32_t bits) const {
+    if constexpr (format == Format::fp32) return x;
+    if constexpr (format == Format::bf16) return bf16_encode(x, stream(bits, k));
+    if constexpr (format == Format::q8) return q8_encode(Rule::is_rate(k), x, word, per_unit, stream(bits, k));
+  }
+
+  // Steps the lane's elements, all but the storing of their states.
+  VSGD_FN void update(int lane, Lane& own) const {
+    const Place<path> at = place(lane);
+    Pack<P> param = at.template load<kWhole, P>(row.param, 0);
+    const Pack<P> grad = at.template load<kWhole, P>(gradient, 1);
+    Pack<Low> low{};
+    if constexpr (has_low<P>) low = at.template load<kWhole, Low>(row.low, 2);
+    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
+      const Pack<S> stored = at.template load<kWhole, S>(row.state[k], kFirstState + k);
+      const float unit = blocks && !Rule::is_rate(k) ? mean_unit(words[k]) : 0.0f;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) own.state[k][j] = decoded(stored.at[j], k, unit);
+    }
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+      A theta = load_param(&param.at[j], &low.at[j]);
+      A ghat = bounded(load(&grad.at[j]) * s.sign);
+      A state[Rule::states];
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) state[k] = own.state[k][j];
+      Rule::update(theta, ghat, state, s);
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
+        own.state[k][j] = state[k];
+        if (blocks && at.element(j) < row.numel) own.range[k].add(float(state[k]));
+      }
+      store_param(&param.at[j], &low.at[j], theta);
+    }
+    at.template store<kWhole>(row.param, 0, param);
+    if constexpr (has_low<P>) at.template store<kWhole>(row.low, 2, low);
+  }
+
+  VSGD_FN void store(int lane, const Lane& own, const uint32_t* word) const {
+    const Place<path> at = place(lane);
+    uint32_t bits[kEach];
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+      bits[j] = format == Format::fp32 ? 0u : noise.bits(uint32_t(at.element(j) - first));
+    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
+      const float per_unit = blocks && !Rule::is_rate(k) ? mean_per_unit(word[k]) : 0.0f;
+      Pack<S> stored;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        stored.at[j] = encoded(own.state[k][j], k, word[k], per_unit, bits[j]);
+      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
+    }
+  }
+
+  VSGD_FN void run() const {
+    PerLane<Lane> lanes;
+    uint32_t word[Rule::states] = {};
+    each_lane([&](int lane) {
+      lanes[lane] = Lane();
+      update(lane, lanes[lane]);
+    });
+    if constexpr (blocks) {
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
+        PerLane<Range> ranges;
+        each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
+        word[k] = q8_word(Rule::is_rate(k), range_of_lanes(ranges));
+      }
+      // Every lane has read the old words: the exchange of ranges came after that.
+      each_lane([&](int lane) {
+        VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
+          if (lane == k) words[k] = word[k];
+      });
+    }
+    each_lane([&](int lane) { store(lane, lanes[lane], word); });
+  }
+};
 
 // What one warp of the block of one chunk does.
-template <class Rule, class P, Path path>
+template <class Rule, class P, Format format, Path path>
 VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   using A = typename Arithmetic<P>::type;
   if (step.amp.found_inf && *step.amp.found_inf != 0.0f) return;
@@ -159,17 +273,15 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   const int64_t gradient = step.grads[tensor];
   auto s = static_cast<const typename Rule::template Scalars<A>*>(step.scalars)[step.scalar_row[tensor]];
   if (step.amp.grad_scale) s.sign = A(double(s.sign) / double(*step.amp.grad_scale));
+  const Noise noise = format == Format::fp32 ? Noise() : Noise::of(row.key, float(s.t));
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
-  for (int64_t tile = begin + warp * kTile; tile < end; tile += kWarps * kTile) {
-    if (path == Path::aligned && tile + kTile <= end) {
-      each_lane([&](int lane) {
-        step_lane<Rule, P, true>(row, gradient, Place<Path::aligned>(row, step.layouts, tile, lane), s);
-      });
+  for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (format == Format::q8 ? first / kCodes * Rule::states : 0);
+    if (path == Path::aligned && first + kTile <= end) {
+      Tile<Rule, P, format, Path::aligned, true>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
     } else {
-      each_lane([&](int lane) {
-        step_lane<Rule, P, false>(row, gradient, Place<path>(row, step.layouts, tile, lane), s);
-      });
+      Tile<Rule, P, format, path, false>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
     }
   }
 }
@@ -188,22 +300,29 @@ VSGD_FN void count_tensor(const Count& count, int64_t tensor) {
 
 // Types and values as arguments, for `dispatch`.
 template <class T> struct Type { using type = T; };
-template <Path path> struct PathOf { static constexpr Path value = path; };
+template <class T, T v> struct Value { static constexpr T value = v; };
+template <Path path> using PathOf = Value<Path, path>;
+template <Format format> using FormatOf = Value<Format, format>;
 
-// Calls run(Type<Rule>, Type<P>, PathOf<path>) for what `kind` names; false where there is no such rule.
+// Calls run(Type<Rule>, Type<P>, FormatOf<format>, PathOf<path>) for what `kind` names; false where there is no such rule.
 template <class Run>
 bool dispatch(const Kind& kind, const Run& run) {
-  auto with_path = [&](auto rule, auto param) {
-    if (kind.path == Path::aligned) return run(rule, param, PathOf<Path::aligned>());
-    if (kind.path == Path::misaligned) return run(rule, param, PathOf<Path::misaligned>());
-    return run(rule, param, PathOf<Path::strided>());
+  auto with_path = [&](auto rule, auto param, auto format) {
+    if (kind.path == Path::aligned) return run(rule, param, format, PathOf<Path::aligned>());
+    if (kind.path == Path::misaligned) return run(rule, param, format, PathOf<Path::misaligned>());
+    return run(rule, param, format, PathOf<Path::strided>());
+  };
+  auto with_format = [&](auto rule, auto param) {
+    if (kind.format == Format::bf16) return with_path(rule, param, FormatOf<Format::bf16>());
+    if (kind.format == Format::q8) return with_path(rule, param, FormatOf<Format::q8>());
+    return with_path(rule, param, FormatOf<Format::fp32>());
   };
   auto with_dtype = [&](auto rule) {
     switch (kind.dtype) {
-      case 0: return with_path(rule, Type<float>());
-      case 1: return with_path(rule, Type<double>());
-      case 2: return with_path(rule, Type<bf16>());
-      default: return with_path(rule, Type<fp16>());
+      case 0: return with_format(rule, Type<float>());
+      case 1: return with_path(rule, Type<double>(), FormatOf<Format::fp32>());
+      case 2: return with_format(rule, Type<bf16>());
+      default: return with_format(rule, Type<fp16>());
     }
   };
   if (kind.rule == "vsgd") return with_dtype(Type<Vsgd>()), true;

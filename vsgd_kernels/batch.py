@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from . import state_formats
 from .formats import LOW_DTYPE
-from .rules import Rule, arithmetic_dtype
+from .rules import Rule
 
 #: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -25,11 +26,13 @@ class Batch:
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
         lows: for each 16-bit parameter its `low` (see formats.py), None for the others; same shape and device.
-        states: for each parameter its states in the rule's order, in `arithmetic_dtype`; same shape and device.
+        states: for each parameter its states in the rule's order, in a format of state_formats.py; same shape and device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional; on the CPU, or on the
             parameters' device where `capturable`.
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
         groups: for each parameter its row of `hyper`.
+        blocks: for each parameter in format q8 its blocks' words, None for the others.
+        keys: for each parameter what its random bits are made from (noise.py's `tensor_key`).
         capturable: whether a step must not wait for the device, so that a CUDA graph can be made of it.
         lrs: for rows of `hyper` whose learning rate is read on the device, where `capturable`, that tensor.
     """
@@ -42,6 +45,8 @@ class Batch:
     steps: list[Tensor]
     hyper: Tensor
     groups: list[int]
+    blocks: list[Tensor | None]
+    keys: list[int]
     capturable: bool = False
     lrs: dict[int, Tensor] = field(default_factory=dict)
 
@@ -73,12 +78,11 @@ class Batch:
         for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
-        columns = zip(self.names, self.params, self.lows, self.states, self.steps, strict=True)
-        for name, param, low, states, step in columns:
+        columns = zip(self.names, self.params, self.lows, self.states, self.blocks, self.steps, strict=True)
+        for name, param, low, states, blocks, step in columns:
             if low is not None:
                 _check_written(f"state 'low' of {name}", low, param, LOW_DTYPE)
-            for key, state in zip(self.rule.states, states, strict=True):
-                _check_written(f"state {key!r} of {name}", state, param, arithmetic_dtype(param.dtype))
+            check_states(name, self.rule, states, blocks, param)
             if not isinstance(step, Tensor):
                 raise TypeError(f"state 'step' of {name} must be a tensor, got {step!r}")
             device = step_device(param, self.capturable)
@@ -100,6 +104,34 @@ def check_param(name: str, param: Tensor) -> None:
     if param.device.type == "meta":
         raise ValueError(f"{name} has no data: its device is meta; give it data (Module.to_empty) before step()")
     _check_written(name, param, param, param.dtype)
+
+
+def check_states(name: str, rule: Rule, states: Sequence[Tensor], blocks: Tensor | None, param: Tensor) -> None:
+    """Raises TypeError or ValueError where states, or the blocks of their format, do not fit their parameter."""
+    style = state_formats.format_of(states)
+    for key, state in zip(rule.states, states, strict=True):
+        dtype = state_formats.state_dtype(style, key, rule, param.dtype)
+        _check_written(f"state {key!r} of {name}", state, param, dtype)
+        if style != "fp32" and not (state_formats.is_dense(state) and state.stride() == states[0].stride()):
+            raise ValueError(
+                f"states of {name} in format {style!r} must be dense and all of the same strides, "
+                f"got {state.stride()} for {key!r} of shape {tuple(state.shape)}"
+            )
+    if style != "q8":
+        return
+    if not isinstance(blocks, Tensor):
+        raise TypeError(f"state {state_formats.BLOCKS!r} of {name} must be a tensor, got {blocks!r}")
+    shape = state_formats.blocks_shape(rule, param.numel())
+    if blocks.dtype != torch.int32 or blocks.shape != shape or not blocks.is_contiguous():
+        raise ValueError(
+            f"state {state_formats.BLOCKS!r} of {name} must be contiguous, torch.int32 and of shape {shape}, "
+            f"got {blocks.dtype}, {tuple(blocks.shape)}, strides {blocks.stride()}"
+        )
+    if blocks.device != param.device:
+        raise ValueError(
+            f"state {state_formats.BLOCKS!r} of {name} must be on the parameter's device {param.device}, "
+            f"got {blocks.device}"
+        )
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:

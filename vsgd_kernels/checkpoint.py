@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import formats
-from .rules import BOUNDS, Rule
+from . import formats, state_formats
+from .rules import BOUNDS, Rule, arithmetic_dtype
+
+#: Of what `state_dict` returns.
+VERSION = 1
+#: Entries of a parameter group beside a rule's hyperparameters.
+SETTINGS = ("capturable", "state_format", "seed", "state_version")
 
 #: Group entries of pytorch_optimizer that are no settings of ours.
 _FOREIGN_SETTINGS = ("step", "pa2", "pbg2", "pbhg2", "weight_decouple", "foreach")
@@ -25,7 +30,9 @@ class Exact:
         self.tensor = tensor
 
 
-def convert(state_dict: dict[str, Any], rule: Rule, params: list[Tensor]) -> dict[str, Any]:
+def convert(
+    state_dict: dict[str, Any], rule: Rule, params: list[Tensor], own_groups: list[dict[str, Any]]
+) -> dict[str, Any]:
     """A state_dict of this package, of the authors' class or of pytorch_optimizer, as ours.
 
     Args:
@@ -33,28 +40,35 @@ def convert(state_dict: dict[str, Any], rule: Rule, params: list[Tensor]) -> dic
             result's tensors.
         rule: the rule of the optimizer that loads.
         params: its parameters, in order.
+        own_groups: its groups; their `state_format` stays theirs.
 
     Returns:
-        A state_dict with states in arithmetic dtype, on the parameters' devices and in their layouts, each inside an
+        A state_dict with states in the format of their group, on the parameters' devices and in their layouts, each inside an
         `Exact`; a step count for each parameter that has states; and groups with the settings of this package.
 
     Raises:
-        ValueError: states are missing, have another shape, hold rates that are not positive, or were made with coupled
-            weight decay.
+        ValueError: states are missing, have another shape, hold rates that are not positive, were saved by another
+            version, or were made with coupled weight decay.
     """
     groups = [_convert_group(group) for group in state_dict["param_groups"]]
+    for group, own in zip(groups, own_groups, strict=False):  # the base class says where their numbers differ
+        group["state_format"] = own["state_format"]
     ids = [(group, i) for group in state_dict["param_groups"] for i in group["params"]]
     if len(ids) != len(params):
         return state_dict  # the base class says what does not fit
     states = dict(state_dict["state"])
-    for (group, i), param in zip(ids, params, strict=True):
+    own_formats = [group["state_format"] for group in own_groups for _ in group["params"]]
+    for (group, i), param, own_format in zip(ids, params, own_formats, strict=True):
         if i in states:
-            states[i] = _convert_state(f"state of parameter {i}", states[i], group, rule, param)
+            style = state_formats.format_for(own_format, param)
+            states[i] = _convert_state(f"state of parameter {i}", states[i], group, rule, param, style)
     return {**state_dict, "state": states, "param_groups": groups}
 
 
 def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
     settings = dict(group)
+    if (version := settings.setdefault("state_version", VERSION)) != VERSION:
+        raise ValueError(f"state_version: expected {VERSION}, found {version!r} in the checkpoint")
     if "shape_offset" not in group and "ghattg" in group:  # the authors'
         settings["shape_offset"] = _AUTHORS_SHAPE_OFFSET
     if "pa2" in group:  # pytorch_optimizer's
@@ -73,7 +87,7 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_state(
-    name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor
+    name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor, style: str
 ) -> dict[str, Any]:
     step = state.get("step", group.get("step", 0))
     if not _is_count(step):
@@ -85,15 +99,55 @@ def _convert_state(
     converted: dict[str, Any] = {"step": Exact(torch.tensor(float(step), dtype=torch.float32))}
     for key in rule.states:
         _check_saved(f"{name}: expected {key}", state[key], param)
-        if key in rule.rates and not _all_positive(state[key]):
-            raise ValueError(f"{name}: expected {key} to be greater than 0, found {state[key].min().item()}")
-        restored = formats.empty_state(param).copy_(state[key])
-        if key in rule.rates:  # from float64 to float32 a rate may leave the range in which the step stays finite
-            restored.clamp_(BOUNDS[restored.dtype].tiny, BOUNDS[restored.dtype].big ** 2)
-        converted[key] = Exact(restored)
+    saved = [state[key] for key in rule.states]
+    blocks = _check_blocks(name, state, rule, param)
+    values = state_formats.decode(rule, saved, blocks)
+    for key, value in zip(rule.states, values, strict=True):
+        if key in rule.rates and not _all_positive(value):
+            raise ValueError(f"{name}: expected {key} to be greater than 0, found {value.min().item()}")
+    converted.update((key, Exact(entry)) for key, entry in _in_format(style, rule, param, saved, blocks, values).items())
     if formats.has_low(param.dtype):
         converted["low"] = Exact(_convert_low(name, state, param))
     return converted
+
+
+def _in_format(
+    style: str, rule: Rule, param: Tensor, saved: list[Tensor], blocks: Tensor | None, values: list[Tensor]
+) -> dict[str, Tensor]:
+    """The saved states, which stand for `values`, as a parameter keeps them: as they are, or coded anew."""
+    states, own_blocks = state_formats.empty(style, rule, param)
+    same_order = blocks is None or all(old.stride() == new.stride() for old, new in zip(saved, states, strict=True))
+    if style != "fp32" and state_formats.format_of(saved) == style and same_order:
+        for own, old in zip(states, saved, strict=True):
+            own.copy_(old)
+        if own_blocks is not None and blocks is not None:
+            own_blocks.copy_(blocks)
+        return state_formats.entries(rule, states, own_blocks)
+    here = [torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value) for value in values]
+    for key, value in zip(rule.states, here, strict=True):
+        if key in rule.rates:  # from float64 to float32 a rate may leave the range in which the step stays finite
+            value.clamp_(BOUNDS[value.dtype].tiny, BOUNDS[value.dtype].big ** 2)
+    state_formats.encode(rule, here, states, own_blocks, None)
+    return state_formats.entries(rule, states, own_blocks)
+
+
+def _check_blocks(name: str, state: dict[str, Any], rule: Rule, param: Tensor) -> Tensor | None:
+    """The blocks of a saved state in format q8."""
+    saved = [state[key] for key in rule.states]
+    if state_formats.format_of(saved) != "q8":
+        return None
+    for key, codes in zip(rule.states, saved, strict=True):
+        dtype = state_formats.state_dtype("q8", key, rule, param.dtype)
+        if codes.dtype != dtype or not state_formats.is_dense(codes):
+            raise ValueError(f"{name}: expected {key} to be dense and {dtype}, found {codes.dtype}, {codes.stride()}")
+    blocks = state.get(state_formats.BLOCKS)
+    shape = state_formats.blocks_shape(rule, param.numel())
+    if not isinstance(blocks, Tensor) or blocks.shape != shape or blocks.dtype != torch.int32:
+        found = f"{blocks.dtype}, {tuple(blocks.shape)}" if isinstance(blocks, Tensor) else repr(blocks)
+        raise ValueError(f"{name}: expected {state_formats.BLOCKS} of torch.int32 and shape {shape}, found {found}")
+    if wrong := state_formats.wrong_word(rule, blocks):
+        raise ValueError(f"{name}: expected {state_formats.BLOCKS} as this package writes them, found {wrong}")
+    return blocks
 
 
 def _convert_low(name: str, state: dict[str, Any], param: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How parameters and states are stored, in plain torch (``csrc/formats.h`` is the same in C++).
+"""How parameters are stored, in plain torch (``csrc/formats.h`` is the same in C++).
 
 A 16-bit parameter has a companion ``low``, 16 bits of what its rounding to 16 bits left over, so that it trains as the
 float32 master that both make up: a small update is kept until it adds up to a visible one. Whoever overwrites the
@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rules import arithmetic_dtype
-
 #: dtype of `low`
 LOW_DTYPE = torch.int16
 
@@ -19,11 +17,6 @@ LOW_DTYPE = torch.int16
 def has_low(dtype: torch.dtype) -> bool:
     """Whether parameters of this dtype have a `low`."""
     return dtype in (torch.bfloat16, torch.float16)
-
-
-def empty_state(param: Tensor) -> Tensor:
-    """An uninitialised state of a parameter: its shape, layout and device, in arithmetic dtype."""
-    return torch.empty_like(param, dtype=arithmetic_dtype(param.dtype), requires_grad=False)
 
 
 def empty_low(param: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .state_formats import FORMATS
+
 _Limit = tuple[str, Callable[[float], bool]]
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
 _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
@@ -35,31 +37,42 @@ class Settings(NamedTuple):
         row: its row of the hyper table; 0 stands for a learning rate that the step reads on the device.
         capturable: whether the step leaves the host out of it.
         lr: the learning rate that is read on the device, or None.
+        state_format: a name in `state_formats.FORMATS`.
+        seed: of the stochastic rounding.
     """
 
     row: tuple[float, ...]
     capturable: bool
     lr: Tensor | None
+    state_format: str
+    seed: int
 
     def fits(self, other: Settings) -> bool:
-        """Whether they differ in numbers only."""
-        return self.capturable == other.capturable and self.lr is other.lr
+        """Whether they differ in `row` only."""
+        return self.lr is other.lr and self[1:2] + self[3:] == other[1:2] + other[3:]
 
 
 def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     """The settings of a parameter group, with `row` in the order of `names`.
 
     Raises:
-        TypeError, ValueError: as `row`; or `capturable` is not a bool.
+        TypeError, ValueError: as `row`; or another setting is not what it should be.
     """
     capturable, lr = group.get("capturable", False), group.get("lr")
     if not isinstance(capturable, bool):
         raise TypeError(f"capturable must be a bool, got {capturable!r}")
+    state_format, seed = group.get("state_format", "fp32"), group.get("seed", 0)
+    if state_format not in FORMATS:
+        raise ValueError(f"state_format must be one of {', '.join(map(repr, FORMATS))}, got {state_format!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2^63, got {seed!r}")
     # A number, and a tensor on the CPU beside parameters elsewhere, is read by the host.
     params_device = next((param.device for param in group.get("params", ())), None)
     if capturable and isinstance(lr, Tensor) and lr.numel() == 1 and lr.device == params_device:
-        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr)
-    return Settings(row(names, group), capturable, None)
+        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed)
+    return Settings(row(names, group), capturable, None, state_format, seed)
 
 
 def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, state_formats
 from .batch import Batch
 from .formats import has_low
+from .noise import tensor_key
 from .rules import RULES
 
 
@@ -40,12 +41,13 @@ class Launch:
         torch.autograd.graph.increment_version(self.batch.params)
 
 
-@torch.library.custom_op("vsgd_kernels::step", mutates_args=("params", "lows", "states", "steps"))
+@torch.library.custom_op("vsgd_kernels::step", mutates_args=("params", "lows", "states", "steps", "blocks"))
 def step(
     params: list[Tensor],
     grads: list[Tensor],
     lows: list[Tensor],
     states: list[Tensor],
+    blocks: list[Tensor],
     steps: list[Tensor],
     hyper: Tensor,
     groups: list[int],
@@ -54,6 +56,7 @@ def step(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     capturable: bool = False,
+    seed: int = 0,
 ) -> None:
     """One step of an update rule on a list of tensors, in place.
 
@@ -65,7 +68,8 @@ def step(
         params: parameters, all on one device; see `Batch`, also for the next six.
         grads: gradients.
         lows: those of the 16-bit parameters.
-        states: states, those of the first parameter first.
+        states: states, those of the first parameter first, in any format of `state_formats`.
+        blocks: those of the parameters whose states are in format q8.
         steps: step counts.
         hyper: hyperparameters, a row a group.
         groups: each parameter's row of `hyper`.
@@ -74,6 +78,7 @@ def step(
         grad_scale: gradients are divided by it; float32, 1 element.
         found_inf: where it is not 0, the step changes nothing; float32, 1 element.
         capturable: whether the step counts are on the parameters' device.
+        seed: of the stochastic rounding; a parameter's place in `params` counts too.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `Launch` and `backends.choose`; nothing is written then.
@@ -90,16 +95,22 @@ def step(
             f"grads, lows, states, steps and groups must have {n}, {m}, {n * k}, {n} and {n} entries for these params, "
             f"got {lengths}"
         )
-    low = iter(lows)
+    groups_of_states = [tuple(states[i : i + k]) for i in range(0, n * k, k)]
+    coded = [state_formats.format_of(own) == "q8" for own in groups_of_states]
+    if len(blocks) != sum(coded):
+        raise ValueError(f"blocks must have {sum(coded)} entries for these states, got {len(blocks)}")
+    low, block = iter(lows), iter(blocks)
     batch = Batch(
         RULES[rule],
         names,
         params,
         [next(low) if has_low(param.dtype) else None for param in params],
-        [tuple(states[i : i + k]) for i in range(0, n * k, k)],
+        groups_of_states,
         steps,
         hyper,
         groups,
+        [next(block) if is_coded else None for is_coded in coded],
+        [tensor_key(seed, i) for i in range(n)],
         capturable,
     )
     Launch(batch, grads, backend).run(grads, grad_scale, found_inf)

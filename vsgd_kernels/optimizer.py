@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import backends, checkpoint, formats, hyperparameters
+from . import backends, checkpoint, formats, hyperparameters, state_formats
 from .backends.device import capturing
 from .batch import check_dtype, check_grad, check_param, step_device
 from .plan import Plan, gradients_of, operands_of, param_name
@@ -25,6 +25,7 @@ class FusedOptimizer(Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str | None) -> None:
+        defaults = {**defaults, "state_version": checkpoint.VERSION}
         hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
         self._backend = backend
@@ -116,20 +117,32 @@ class FusedOptimizer(Optimizer):
         """Gives a parameter the state that it lacks: all at its first step, `low` when it has become a 16-bit one."""
         state = self.state[param]
         device = step_device(param, settings.capturable)
+        style = state_formats.format_for(settings.state_format, param)
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             initial = self.rule.initial(settings.row, arithmetic_dtype(param.dtype))
-            for key, value in zip(self.rule.states, initial, strict=True):
-                state[key] = formats.empty_state(param).fill_(value)
+            state.update(state_formats.initial(style, self.rule, param, initial))
+        elif self._is_in_another_format(state, param, style):
+            converted = state_formats.converted(style, self.rule, param, state)
+            state.pop(state_formats.BLOCKS, None)
+            state.update(converted)
         if formats.has_low(param.dtype) and "low" not in state:
             state["low"] = formats.empty_low(param).zero_()
         if isinstance(step := state.get("step"), Tensor) and step.device != device:
             state["step"] = step.to(device)  # it was loaded, or the group has become capturable
 
+    def _is_in_another_format(self, state: dict[str, Any], param: Tensor, style: str) -> bool:
+        """Whether a group's format has changed; a state that does not fit its parameter is left for the checks."""
+        states = [state.get(key) for key in self.rule.states]
+        if not all(isinstance(own, Tensor) and own.shape == param.shape for own in states):
+            return False
+        return state_formats.format_of(states) != style
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.
 
-        States are restored exactly, in the dtype they are computed in, whatever the parameters' dtype.
+        States are restored exactly where they were saved in the format of this optimizer's groups, whatever the
+        parameters' dtype; those of another format are decoded, and rounded to nearest.
 
         Args:
             state_dict: what `state_dict` returned; it is not changed.
@@ -140,7 +153,7 @@ class FusedOptimizer(Optimizer):
 
         def convert(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            converted = checkpoint.convert(loaded, self.rule, params)
+            converted = checkpoint.convert(loaded, self.rule, params, self.param_groups)
             for group in converted["param_groups"]:
                 hyperparameters.settings(self.rule.hyper, {**self.defaults, **group, "params": []})
             return converted
@@ -163,5 +176,5 @@ class FusedOptimizer(Optimizer):
         self._plan = None
         self._captured = []
         for group in self.param_groups:
-            for name in (*self.rule.hyper, "capturable"):
+            for name in (*self.rule.hyper, *checkpoint.SETTINGS):
                 group.setdefault(name, self.defaults[name])

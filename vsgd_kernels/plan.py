@@ -13,20 +13,23 @@ from torch import Tensor
 from .batch import Batch
 from .formats import has_low
 from .hyperparameters import Settings
+from .noise import tensor_key
 from .ops import Launch
 from .rules import Rule
+from .state_formats import BLOCKS
 
 ParamGroups = list[dict[str, Any]]
 States = Mapping[Tensor, dict[str, Any]]
 
 
 class Operand(NamedTuple):
-    """A parameter that has a gradient, and what errors call it."""
+    """A parameter that has a gradient, what errors call it, and its place among all of the optimizer's."""
 
     name: str
     param: Tensor
     grad: Tensor
     group: int
+    place: int
 
 
 class Gradients(NamedTuple):
@@ -43,10 +46,12 @@ class Gradients(NamedTuple):
 
 def operands_of(param_groups: ParamGroups) -> Iterator[Operand]:
     """The parameters that have a gradient, in order."""
+    place = 0
     for i, group in enumerate(param_groups):
         for j, param in enumerate(group["params"]):
             if param.grad is not None:
-                yield Operand(param_name(param_groups, i, j), param, param.grad, i)
+                yield Operand(param_name(param_groups, i, j), param, param.grad, i, place + j)
+        place += len(group["params"])
 
 
 def param_name(param_groups: ParamGroups, group: int, i: int) -> str:
@@ -100,6 +105,8 @@ class Plan:
                 [self._states[i]["step"] for i in indices],
                 self._hyper,
                 [operands[i].group for i in indices],
+                [self._states[i].get(BLOCKS) for i in indices],
+                [tensor_key(settings[operands[i].group].seed, operands[i].place) for i in indices],
                 capturable,
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )

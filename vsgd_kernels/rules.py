@@ -47,6 +47,7 @@ class VsgdScalars(NamedTuple):
     lr: float
     decay: float
     eps: float
+    t: float
     sign: float
 
 
@@ -64,6 +65,7 @@ def vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> VsgdSc
         lr=lr,
         decay=1.0 - lr * weight_decay,
         eps=eps,
+        t=float(t),
         sign=-1.0 if maximize else 1.0,
     )
 
@@ -84,7 +86,8 @@ class Rule:
         rates: those of them that are strictly positive.
         hyper: names of its hyperparameters, in the order of a row of the hyper table. Each is an entry of a parameter
             group.
-        scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t, the gradient's sign the last.
+        scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t; the last two are t and the
+            gradient's sign.
         scalar_count: how many those are.
         initial: (row of the hyper table, arithmetic dtype) -> the states before the first step.
     """

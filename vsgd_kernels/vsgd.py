@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import hyperparameters, reference, rules
+from . import hyperparameters, reference, rules, state_formats
 from .optimizer import FusedOptimizer
 
 
@@ -58,7 +58,11 @@ class VSGD(FusedOptimizer):
         capturable: keep step counts on the parameters' device and read a tensor `lr` there, so that a step never waits
             for the device and a CUDA graph can be made of it, after one step outside of the graph. Replays follow a
             tensor `lr` that is on the device; all other settings are those of the capture.
-        backend: "cpp", "triton" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND
+        state_format: how the states are kept: "fp32", 12 bytes a parameter; "bf16", 6; "q8", 8-bit codes in blocks, 3.1.
+            Parameters of fewer than 4096 elements, and those of float64, keep theirs in the dtype they are computed in.
+        seed: at least 0; of the stochastic rounding of "bf16" and "q8". The same seed gives the same bits on every
+            backend.
+        backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND
             names, or else the fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
 
     Raises:
@@ -93,6 +97,8 @@ class VSGD(FusedOptimizer):
         shape_offset: float = 1e-4,
         maximize: bool = False,
         capturable: bool = False,
+        state_format: str = "fp32",
+        seed: int = 0,
         backend: str | None = None,
     ) -> None:
         defaults = {
@@ -106,6 +112,8 @@ class VSGD(FusedOptimizer):
             "shape_offset": shape_offset,
             "maximize": maximize,
             "capturable": capturable,
+            "state_format": state_format,
+            "seed": seed,
         }
         super().__init__(params, defaults, backend)
 
@@ -128,7 +136,8 @@ class VSGD(FusedOptimizer):
     def _posterior(self, param: Tensor, row: tuple[float, ...]) -> Posterior:
         dtype = rules.arithmetic_dtype(param.dtype)
         if state := self.state.get(param):
-            mug, bg, bhg = (state[name] for name in self.rule.states)
+            states = [state[name] for name in self.rule.states]
+            mug, bg, bhg = state_formats.decode(self.rule, states, state.get(state_formats.BLOCKS))
             next_step = state["step"].item() + 1
         else:
             mug, bg, bhg = (torch.full_like(param, x, dtype=dtype) for x in self.rule.initial(row, dtype))

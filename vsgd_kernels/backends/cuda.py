@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..batch import DTYPES
+from ..state_formats import FORMATS
 from . import device
 from .device import DeviceBackend, Launch, Path, Prepared
 from .library import why_not_loaded
@@ -63,6 +64,7 @@ class CudaBackend(DeviceBackend):
             prepared.batch.rule.name,
             DTYPES.index(launch.path.dtype),
             _path_code(launch.path),
+            list(FORMATS).index(launch.path.format),
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..rules import arithmetic_dtype
+from ..state_formats import format_of
 from .scalars import HostScalars
 from .table import COLUMNS, Table
 
@@ -32,11 +33,13 @@ class Path(NamedTuple):
         dtype: of parameters and gradients.
         aligned: whether every address is a multiple of `ALIGNMENT`.
         strided: whether the operands run over memory in different orders.
+        format: of the states.
     """
 
     dtype: torch.dtype
     aligned: bool
     strided: bool
+    format: str
 
 
 class DeviceBackend:
@@ -102,7 +105,8 @@ class Prepared:
         strided = self.table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
-            paths.setdefault(Path(param.dtype, bool(aligned[i]), bool(strided[i])), []).append(i)
+            path = Path(param.dtype, bool(aligned[i]), bool(strided[i]), format_of(self.batch.states[i]))
+            paths.setdefault(path, []).append(i)
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version
         self.launches = [Launch(self, path, indices) for path, indices in paths.items()]

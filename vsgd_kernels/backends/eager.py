@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import reference, state_formats
 from ..batch import Batch
 from ..formats import load_param, store_param
+from ..noise import Noise
 from ..rules import arithmetic_dtype
 from .device import capturing
 
@@ -47,13 +48,13 @@ class EagerBackend:
         b = prepared
         update = reference.RULES[b.rule.name]
         rows = b.read_hyper().tolist()
-        columns = zip(b.params, b.lows, grads, b.states, b.steps, b.groups, strict=True)
-        for param, low, grad, states, step, group in columns:
+        columns = zip(b.params, b.lows, grads, b.states, b.blocks, b.steps, b.groups, b.keys, strict=True)
+        for param, low, grad, states, blocks, step, group, key in columns:
             step += 1
             dtype = arithmetic_dtype(param.dtype)
             scalars = b.rule.scalars(step.item(), rows[group], dtype)
             ghat = reference.bounded(grad.to(dtype) * (scalars.sign / scale))
-            theta, new_states = update(load_param(param, low), ghat, states, scalars)
+            old = tuple(state_formats.decode(b.rule, states, blocks))
+            theta, new = update(load_param(param, low), ghat, old, scalars)
             store_param(param, low, theta)
-            for state, new_state in zip(states, new_states, strict=True):
-                state.copy_(new_state)
+            state_formats.encode(b.rule, new, states, blocks, Noise.of(key, int(step.item())))

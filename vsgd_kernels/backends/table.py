@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from ..batch import DTYPES, Batch
+from ..state_formats import FORMATS, format_of
 from .library import Watch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
-COLUMNS = ("param", "low", "step", "numel", "dtype", "group", "layout", "state0", "state1", "state2", "state3")
+COLUMNS = (
+    *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "blocks", "key"),
+    *("state0", "state1", "state2", "state3"),
+)
+#: Of the first state among a tensor's operands: parameter, gradient, low and states.
+FIRST_STATE = 3
 _STATES = COLUMNS.index("state0")
 
 
@@ -31,13 +37,25 @@ class Table:
     def __init__(self, batch: Batch, grads: list[Tensor]) -> None:
         self.batch = batch
         rows, layouts = array("q"), array("q")
-        columns = zip(batch.params, batch.lows, grads, batch.states, batch.steps, batch.groups, strict=True)
-        for param, low, grad, states, step, group in columns:
+        columns = zip(
+            batch.params,
+            batch.lows,
+            grads,
+            batch.states,
+            batch.steps,
+            batch.groups,
+            batch.blocks,
+            batch.keys,
+            strict=True,
+        )
+        for param, low, grad, states, step, group, blocks, key in columns:
             operands = (param, grad, param if low is None else low, *states)
             record = layout_record(param.shape, [operand.stride() for operand in operands])
             rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
+            rows.append(list(FORMATS).index(format_of(states)))
+            rows.extend((0 if blocks is None else blocks.data_ptr(), key))
             rows.extend(state.data_ptr() for state in states)
             rows.extend([0] * (len(COLUMNS) - _STATES - len(states)))
             layouts.extend(record)
@@ -48,7 +66,8 @@ class Table:
         _check_memory(batch.names, batch.params)
         self._grad_addresses: list[int] = []
         self.point_to(grads)
-        watched = [*chain.from_iterable(batch.states), *batch.steps, *(low for low in batch.lows if low is not None)]
+        sometimes = (tensor for tensor in (*batch.lows, *batch.blocks) if tensor is not None)
+        watched = [*chain.from_iterable(batch.states), *batch.steps, *sometimes]
         self._watch = Watch(watched)
 
     def is_current(self) -> bool:
@@ -80,11 +99,12 @@ def _check_memory(names: Sequence[str], tensors: list[Tensor]) -> None:
 def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
     """The common iteration of several operands of one shape: dimensions, sizes, then each operand's strides.
 
-    Dimensions are ordered by the first operand's strides, the largest first, and merged where all operands allow it.
+    Dimensions are ordered by the first state's strides, the largest first, for that is the order of its blocks; they
+    are merged where all operands allow it.
     Empty where nothing is left but to run over the same dense memory.
     """
     dims = [(size, *steps) for size, *steps in zip(shape, *strides, strict=True) if size != 1]
-    dims.sort(key=lambda dim: dim[1], reverse=True)
+    dims.sort(key=lambda dim: dim[1 + FIRST_STATE], reverse=True)
     merged: list[tuple[int, ...]] = []
     for inner in dims:
         if merged and all(o == i * inner[0] for o, i in zip(merged[-1][1:], inner[1:], strict=True)):

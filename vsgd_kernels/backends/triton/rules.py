@@ -63,14 +63,14 @@ def vsgd_scalars(t, h, tiny, big):
     rho2 = power(t, -tau2)
     decay = 1.0 - lr * weight_decay
     sign = tl.where(maximize != 0.0, -1.0, 1.0)
-    return inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, sign
+    return inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, t, sign
 
 
 @triton.jit
 def vsgd(theta, ghat, state, s, tiny):
     """One step of VSGD, Algorithm 1."""
     mug, bg, bhg = state
-    inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _ = s
+    inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _, _ = s
     w = divide(bg, bg + bhg)  # gain
     sigma2 = at_least(bhg * w * inv_a, tiny)  # 16
     d = ghat - mug

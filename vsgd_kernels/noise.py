@@ -1,0 +1,57 @@
+"""Random bits for stochastic rounding, in plain torch (``csrc/noise.h`` is the same in C++).
+
+They are a hash of (seed, parameter, step) and of the element's index: the same on every backend, whatever block, thread
+or order an element is stepped in, and the same again in a run that is resumed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+#: Odd factors that give each state of an element a number of its own.
+_STREAMS = (1, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+
+
+def tensor_key(seed: int, index: int) -> int:
+    """64 bits, as a signed integer, for a parameter's number in its optimizer (SplitMix64)."""
+    x = (seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    x ^= x >> 31
+    return x - (x >> 63 << 64)
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+class Noise(NamedTuple):
+    """What is random in one step of one parameter."""
+
+    a: int
+    b: int
+
+    @classmethod
+    def of(cls, key: int, t: int) -> Noise:
+        """That of step `t` of the parameter with this `tensor_key`."""
+        a = _mix((key ^ t) & _MASK32)
+        return cls(a, _mix(((key >> 32) + a) & _MASK32))
+
+    def bits(self, numel: int, device: torch.device) -> Tensor:
+        """[numel] int64, 32 random bits of each element."""
+        index = torch.arange(numel, device=device)
+        x = (index + (index >> 32) * 0x9E3779B9 + self.a) & _MASK32
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+        x = ((x ^ (x >> 15) ^ self.b) * 0x846CA68B) & _MASK32
+        return x ^ (x >> 16)
+
+
+def stream(bits: Tensor, k: int) -> Tensor:
+    """The 32 bits for state `k` of each element."""
+    return (bits * _STREAMS[k]) & _MASK32
