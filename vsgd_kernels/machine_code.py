@@ -15,6 +15,7 @@ import torch
 from .backends.triton import interpreted
 from .batch import DTYPES
 from .rules import RULES, Rule, arithmetic_dtype
+from .state_formats import FORMATS
 
 #: Bits of an access by what its SASS opcode ends in; without any of these it has 32.
 _SASS_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
@@ -50,11 +51,13 @@ def inspect(arch: str) -> list[dict[str, Any]]:
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
     return [
-        {"kernel": f"{_name(dtype)} {layout}", "rule": rule.name, "format": "fp32", **entry}
+        {"kernel": f"{_name(dtype)} {layout}", "rule": rule.name, "format": style, **entry}
         for rule in RULES.values()
+        for style in FORMATS
         for dtype in DTYPES
+        if style == "fp32" or dtype != torch.float64  # float64 has no other format
         for layout in ("aligned", "misaligned", "strided")
-        for entry in _entries(_compile(rule, dtype, layout, arch), arch)
+        for entry in _entries(_compile(rule, style, dtype, layout, arch), arch)
     ]
 
 
@@ -62,8 +65,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _compile(rule: Rule, dtype: torch.dtype, layout: str, arch: str) -> Any:
-    """The kernel compiled for one dtype and layout, as the engine would launch it."""
+def _compile(rule: Rule, style: str, dtype: torch.dtype, layout: str, arch: str) -> Any:
+    """The kernel compiled for one format, dtype and layout, as the engine would launch it."""
     try:
         import triton
         from triton.backends.compiler import GPUTarget
@@ -74,7 +77,7 @@ def _compile(rule: Rule, dtype: torch.dtype, layout: str, arch: str) -> Any:
     from .backends.triton import engine
     from .backends.triton.kernel import step_kernel
 
-    path = device.Path(dtype, aligned=layout != "misaligned", strided=layout == "strided")
+    path = device.Path(dtype, aligned=layout != "misaligned", strided=layout == "strided", format=style)
     constants = engine.step_constants(rule, path, device.CHUNK, engine.WARPS)
     scalars = "*fp64" if arithmetic_dtype(dtype) == torch.float64 else "*fp32"
     signature = {

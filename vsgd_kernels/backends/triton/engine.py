@@ -14,6 +14,7 @@ from .. import device
 from ..device import Launch, Path, Prepared
 from .kernel import count_kernel, step_kernel
 from .rules import RULES, SCALARS
+from .states import FORMATS
 
 WARPS = 4
 TENSORS = 128  # that a program counts
@@ -34,13 +35,16 @@ def step_constants(rule: Rule, path: Path, chunk: int, warps: int) -> dict[str, 
     arithmetic = arithmetic_dtype(path.dtype)
     return {
         "UPDATE": RULES[rule.name],
+        "LOAD": FORMATS[path.format][0],
+        "STORE": FORMATS[path.format][1],
         "STATES": len(rule.states),
+        "RATES": sum((key in rule.rates) << k for k, key in enumerate(rule.states)),
         "SCALARS": rule.scalar_count,
         "PARAM": TRITON_DTYPES[path.dtype],
         "ARITHMETIC": TRITON_DTYPES[arithmetic],
         "TINY": BOUNDS[arithmetic].tiny,
         "BIG": BOUNDS[arithmetic].big,
-        "ALIGN": device.ALIGNMENT if path.aligned else path.dtype.itemsize,
+        "ALIGN": device.ALIGNMENT if path.aligned else 1,
         "STRIDED": path.strided,
         # One widest access a thread and state; with two, the kernel for float32 takes 72 registers instead of 48.
         "BLOCK": 32 * warps * device.ALIGNMENT // arithmetic.itemsize,

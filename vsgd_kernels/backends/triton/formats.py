@@ -10,7 +10,7 @@ import triton.language as tl
 def widen(x, ARITHMETIC: tl.constexpr):
     """A parameter or gradient in arithmetic dtype, exactly; Triton's interpreter loses bf16's subnormals."""
     if x.dtype == tl.bfloat16:
-        return _bits_of_bf16(x).to(tl.float32, bitcast=True)
+        return bits_of_bf16(x).to(tl.float32, bitcast=True)
     else:
         return x.to(ARITHMETIC)
 
@@ -19,7 +19,7 @@ def widen(x, ARITHMETIC: tl.constexpr):
 def load_param(stored, low):
     """The master of a parameter, in arithmetic dtype; `low` counts for 16-bit parameters only."""
     if stored.dtype == tl.bfloat16:
-        bits = _bits_of_bf16(stored)
+        bits = bits_of_bf16(stored)
         finite = (bits & 0x7F800000) != 0x7F800000
         return tl.where(finite, bits + low, bits).to(tl.float32, bitcast=True)
     elif stored.dtype == tl.float16:
@@ -44,7 +44,7 @@ def stored_param(master, PARAM: tl.constexpr):
 def low_of(master, stored):
     """What the rounding of a master to a 16-bit parameter left over."""
     if stored.dtype == tl.bfloat16:
-        rest = master.to(tl.int32, bitcast=True) - _bits_of_bf16(stored)
+        rest = master.to(tl.int32, bitcast=True) - bits_of_bf16(stored)
         return tl.where(master != master, 0, rest).to(tl.int16)
     else:
         # Exact, and 2^16 of the fractions are one unit: dividing by a power of two is exact too.
@@ -55,7 +55,7 @@ def low_of(master, stored):
 
 
 @triton.jit
-def _bits_of_bf16(x):
+def bits_of_bf16(x):
     """The float32 of which a bf16 is the upper half, as int32."""
     return x.to(tl.uint16, bitcast=True).to(tl.int32) << 16
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..table import COLUMNS
+from . import access
+from .access import entry, load, offsets_of, pointer, store
 from .formats import load_param, low_of, stored_param, widen
 from .rules import bounded
-
-_WIDTH = tl.constexpr(len(COLUMNS))
-_PARAM, _LOW, _STEP, _NUMEL, _GROUP, _LAYOUT, _STATE = (
-    tl.constexpr(COLUMNS.index(name)) for name in ("param", "low", "step", "numel", "group", "layout", "state0")
-)
+from .states import noise_of
 
 
 @triton.jit
@@ -38,11 +35,11 @@ def count_kernel(
     """Counts a step of every tensor, and computes its scalars."""
     tensor = tl.program_id(0).to(tl.int64) * TENSORS + tl.arange(0, TENSORS)
     mask = tensor < tensors
-    row = rows + tensor * _WIDTH
-    step = tl.load(row + _STEP, mask=mask, other=0).to(tl.pointer_type(tl.float32))
+    row = rows + tensor * access.WIDTH
+    step = tl.load(row + access.STEP, mask=mask, other=0).to(tl.pointer_type(tl.float32))
     taken = tl.load(step, mask=mask, other=0.0)
     t = taken + 1.0
-    group = tl.load(row + _GROUP, mask=mask, other=0)
+    group = tl.load(row + access.GROUP, mask=mask, other=0)
     h = ()
     for i in tl.static_range(HYPERS):
         h = h + (tl.load(hyper + group * HYPERS + i, mask=mask, other=1.0),)
@@ -66,10 +63,13 @@ def step_kernel(
     grad_scale,  # [1] float32 that the gradients are divided by, or None
     found_inf,  # [1] float32, or None; where it is not 0, nothing is stepped
     UPDATE: tl.constexpr,  # the rule
+    LOAD: tl.constexpr,  # the states' format: see states.py
+    STORE: tl.constexpr,
     STATES: tl.constexpr,
+    RATES: tl.constexpr,  # a bit for each state that is a rate
     SCALARS: tl.constexpr,
     PARAM: tl.constexpr,  # dtype of parameters and gradients
-    ARITHMETIC: tl.constexpr,  # dtype of states and scalars
+    ARITHMETIC: tl.constexpr,  # dtype of scalars, and of what is computed
     TINY: tl.constexpr,
     BIG: tl.constexpr,
     ALIGN: tl.constexpr,  # bytes; what every address is a multiple of
@@ -79,107 +79,58 @@ def step_kernel(
 ):
     """Steps chunk `program_id` of all tensors' chunks."""
     if found_inf is not None:  # noqa: SIM102 (known when it is compiled; what follows is not)
-        if _entry(found_inf) != 0.0:
+        if entry(found_inf) != 0.0:
             return
     program = tl.program_id(0)
-    tensor = _entry(chunk_tensor + program).to(tl.int64)
-    row = rows + tensor * _WIDTH
-    gradient = _entry(grads + tensor)
+    tensor = entry(chunk_tensor + program).to(tl.int64)
+    row = rows + tensor * access.WIDTH
+    gradient = entry(grads + tensor)
     s = ()
     for i in tl.static_range(SCALARS):
-        s = s + (_entry(scalars + _entry(scalar_row + tensor) * SCALARS + i),)
+        s = s + (entry(scalars + entry(scalar_row + tensor) * SCALARS + i),)
     factor = s[SCALARS - 1]
     if grad_scale is not None:
-        factor = factor / _entry(grad_scale).to(ARITHMETIC)
-    numel = _entry(row + _NUMEL)
-    start = (program - _entry(first_chunk + tensor)) * CHUNK
+        factor = factor / entry(grad_scale).to(ARITHMETIC)
+    noise = noise_of(row, s[SCALARS - 2])
+    numel = entry(row + access.NUMEL)
+    start = (program - entry(first_chunk + tensor)) * CHUNK
     for i in range(CHUNK // BLOCK):
         first = start + i * BLOCK
         if first + BLOCK <= numel:
-            _block(row, gradient, layouts, first, numel, s, factor, False,
-                   UPDATE, STATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, factor, noise, False, UPDATE, LOAD, STORE,
+                   STATES, RATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
         elif first < numel:
-            _block(row, gradient, layouts, first, numel, s, factor, True,
-                   UPDATE, STATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, factor, noise, True, UPDATE, LOAD, STORE,
+                   STATES, RATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _block(
-    row, gradient, layouts, first, numel, s, factor, MASKED: tl.constexpr,
-    UPDATE: tl.constexpr, STATES: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr,
-    TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+    row, gradient, layouts, first, numel, s, factor, noise, MASKED: tl.constexpr,
+    UPDATE: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr, STATES: tl.constexpr, RATES: tl.constexpr,
+    PARAM: tl.constexpr, ARITHMETIC: tl.constexpr, TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr,
+    STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Steps elements [first, first + BLOCK) of a tensor, as far as there are any."""
     index = first + tl.arange(0, BLOCK)
     mask = index < numel
     HAS_LOW: tl.constexpr = PARAM == tl.bfloat16 or PARAM == tl.float16
 
-    param = _pointer(_entry(row + _PARAM), PARAM, ALIGN) + _offsets(row, layouts, index, 0, STRIDED)
-    grad = _pointer(gradient, PARAM, ALIGN) + _offsets(row, layouts, index, 1, STRIDED)
-    stored = _load(param, mask, MASKED)
-    ghat = bounded(widen(_load(grad, mask, MASKED), ARITHMETIC) * factor, BIG)
+    param = pointer(entry(row + access.PARAM), PARAM, ALIGN) + offsets_of(row, layouts, index, 0, STRIDED)
+    grad = pointer(gradient, PARAM, ALIGN) + offsets_of(row, layouts, index, 1, STRIDED)
+    stored = load(param, mask, MASKED)
+    ghat = bounded(widen(load(grad, mask, MASKED), ARITHMETIC) * factor, BIG)
     if HAS_LOW:
-        low = _pointer(_entry(row + _LOW), tl.int16, ALIGN) + _offsets(row, layouts, index, 2, STRIDED)
-        theta = load_param(stored, _load(low, mask, MASKED).to(tl.int32))
+        low = pointer(entry(row + access.LOW), tl.int16, ALIGN) + offsets_of(row, layouts, index, 2, STRIDED)
+        theta = load_param(stored, load(low, mask, MASKED).to(tl.int32))
     else:
         theta = stored
-    state = ()
-    for k in tl.static_range(STATES):
-        at = _pointer(_entry(row + _STATE + k), ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
-        state = state + (_load(at, mask, MASKED),)
+    state = LOAD(row, layouts, index, numel, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
 
     theta, state = UPDATE(theta, ghat, state, s, TINY)
 
     stored = stored_param(theta, PARAM)
-    _store(param, stored, mask, MASKED)
+    store(param, stored, mask, MASKED)
     if HAS_LOW:
-        _store(low, low_of(theta, stored), mask, MASKED)
-    for k in tl.static_range(STATES):
-        at = _pointer(_entry(row + _STATE + k), ARITHMETIC, ALIGN) + _offsets(row, layouts, index, 3 + k, STRIDED)
-        _store(at, state[k], mask, MASKED)
-
-
-@triton.jit
-def _entry(at):
-    """An entry of a table: unlike a tensor's elements, many programs read it."""
-    return tl.load(at, eviction_policy="evict_last")
-
-
-@triton.jit
-def _pointer(address, dtype: tl.constexpr, ALIGN: tl.constexpr):
-    return tl.multiple_of(address.to(tl.pointer_type(dtype)), ALIGN)
-
-
-@triton.jit
-def _offsets(row, layouts, index, operand: tl.constexpr, STRIDED: tl.constexpr):
-    """Where elements `index` of an operand are: there, or where its strides in the layout record say."""
-    if STRIDED:
-        record = layouts + _entry(row + _LAYOUT)
-        dims = _entry(record)
-        offsets = tl.zeros_like(index)
-        d = dims
-        while d > 0:
-            size = _entry(record + d)
-            offsets += index % size * _entry(record + d + dims * (operand + 1))
-            index = index // size
-            d -= 1
-        return offsets
-    else:
-        return index
-
-
-# The hint on the masked path changes next to nothing at run time; it tells the paths apart in the machine code.
-@triton.jit
-def _load(at, mask, MASKED: tl.constexpr):
-    if MASKED:
-        return tl.load(at, mask=mask, other=1.0, eviction_policy="evict_first")
-    else:
-        return tl.load(at)
-
-
-@triton.jit
-def _store(at, value, mask, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(at, value, mask=mask, eviction_policy="evict_first")
-    else:
-        tl.store(at, value)
+        store(low, low_of(theta, stored), mask, MASKED)
+    STORE(row, layouts, index, numel, state, noise, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)

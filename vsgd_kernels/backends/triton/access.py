@@ -1,0 +1,61 @@
+"""How the kernels reach memory: tables, and the elements of a tensor on each path."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..table import COLUMNS, FIRST_STATE
+
+WIDTH = tl.constexpr(len(COLUMNS))
+OPERAND_STATE = tl.constexpr(FIRST_STATE)
+PARAM, LOW, STEP, NUMEL, GROUP, LAYOUT, BLOCKS, KEY, STATE = (
+    tl.constexpr(COLUMNS.index(name))
+    for name in ("param", "low", "step", "numel", "group", "layout", "blocks", "key", "state0")
+)
+
+
+@triton.jit
+def entry(at):
+    """An entry of a table: unlike a tensor's elements, many programs read it."""
+    return tl.load(at, eviction_policy="evict_last")
+
+
+@triton.jit
+def pointer(address, dtype: tl.constexpr, ALIGN: tl.constexpr):
+    return tl.multiple_of(address.to(tl.pointer_type(dtype)), ALIGN)
+
+
+@triton.jit
+def offsets_of(row, layouts, index, operand: tl.constexpr, STRIDED: tl.constexpr):
+    """Where elements `index` of an operand are: there, or where its strides in the layout record say."""
+    if STRIDED:
+        record = layouts + entry(row + LAYOUT)
+        dims = entry(record)
+        offsets = tl.zeros_like(index)
+        d = dims
+        while d > 0:
+            size = entry(record + d)
+            offsets += index % size * entry(record + d + dims * (operand + 1))
+            index = index // size
+            d -= 1
+        return offsets
+    else:
+        return index
+
+
+# The hint on the masked path changes next to nothing at run time; it tells the paths apart in the machine code.
+@triton.jit
+def load(at, mask, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(at, mask=mask, other=1.0, eviction_policy="evict_first")
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def store(at, value, mask, MASKED: tl.constexpr):
+    if MASKED:
+        tl.store(at, value, mask=mask, eviction_policy="evict_first")
+    else:
+        tl.store(at, value)
