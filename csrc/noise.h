@@ -39,9 +39,10 @@ struct Noise {
   }
 };
 
-// A number of its own for each state of an element, of the element's bits: a bijection each.
+// 32 bits for each state of an element, of which the uppermost count most: the element's bits, rotated.
 VSGD_FN uint32_t stream(uint32_t bits, int k) {
-  return bits * (k == 0 ? 1u : k == 1 ? 0x9e3779b1u : k == 2 ? 0x85ebca77u : 0xc2b2ae3du);
+  const int turn = k == 0 ? 0 : k == 1 ? 16 : k == 2 ? 8 : 24;
+  return turn == 0 ? bits : (bits << turn) | (bits >> (32 - turn));
 }
 
 }  // namespace vsgd

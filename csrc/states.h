@@ -18,7 +18,8 @@ template <class A> struct StoredState<Format::q8, A> { using type = uint8_t; };
 VSGD_FN float bf16_decode(uint16_t code) { return bit_cast<float>(uint32_t(code) << 16); }
 VSGD_FN uint16_t bf16_encode(float x, uint32_t random) {
   uint32_t bits = bit_cast<uint32_t>(x);
-  return (bits & 0x7fffffffu) > 0x7f800000u ? uint16_t(0x7fc0) : uint16_t((bits + (random >> 16)) >> 16);
+  uint32_t raised = bits + (random >> 16);
+  return uint16_t(((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : raised) >> 16);
 }
 
 // q8: 8-bit codes, and for each block of elements a word for each state.
@@ -50,7 +51,7 @@ VSGD_FN float rate_decode(uint8_t code, uint32_t word) {
 VSGD_FN uint8_t rate_encode(float x, uint32_t word, uint32_t random) {
   uint32_t k = word & 31u;
   uint32_t code = (bit_cast<uint32_t>(x) - (word & ~31u) + (random >> (32u - k))) >> k;
-  return is_number(x) ? uint8_t(code) : uint8_t(255);
+  return uint8_t(is_number(x) ? code : 255u);
 }
 
 // A mean is sign(c) (c / 127)^2 of the block's largest magnitude, whose bits are the word; code -128 is NaN.
@@ -73,21 +74,25 @@ VSGD_FN uint8_t mean_encode(float x, float per_unit, uint32_t random) {
   // Up with the probability that keeps the mean: (y - c^2) / ((c + 1)^2 - c^2).
   float up = float(int32_t(random >> 8)) * 0x1p-24f * float(2 * c + 1);
   c += up < y - float(c * c) ? 1 : 0;
-  return is_number(x) ? uint8_t(bit_cast<int32_t>(x) < 0 ? -c : c) : uint8_t(128);
+  c = bit_cast<int32_t>(x) < 0 ? -c : c;
+  return uint8_t(is_number(x) ? c : 128);
 }
 
-// What a block's numbers are for its word: their smallest and largest bits.
+// What a block's numbers are for its word: their largest bits, and how far the smallest ones are below the largest there
+// can be. Both are maxima, from 0 on, which NaN does not raise.
 struct Range {
-  uint32_t low = 0xffffffffu, high = 0;
-  VSGD_FN void add(float x) {
-    uint32_t bits = magnitude(x), lowest = is_number(x) ? bits : 0xffffffffu, highest = is_number(x) ? bits : 0u;
-    low = lowest < low ? lowest : low;
-    high = highest > high ? highest : high;
-  }
+  uint32_t high = 0, depth = 0;
 };
+constexpr uint32_t kDeepest = 0x7fffffffu;
+
+// All bits set for a number, none for NaN; by arithmetic, for a conditional maximum does not vectorise.
+VSGD_FN uint32_t number_mask(float x) { return ~uint32_t(int32_t(0x7f800000u - magnitude(x)) >> 31); }
+VSGD_FN uint32_t height_of(float x) { return magnitude(x) & number_mask(x); }
+VSGD_FN uint32_t depth_of(float x) { return (kDeepest - magnitude(x)) & number_mask(x); }
+VSGD_FN uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
 
 VSGD_FN uint32_t q8_word(bool rate, const Range& range) {
-  return rate ? rate_word(range.low, range.high) : mean_word(range.high);
+  return rate ? rate_word(kDeepest - range.depth, range.high) : mean_word(range.high);
 }
 // unit, per_unit: mean_unit and mean_per_unit of the word; rates need neither.
 VSGD_FN float q8_decode(bool rate, uint8_t code, uint32_t word, float unit) {

@@ -42,49 +42,88 @@ struct Operands {
   Noise noise;
 };
 
-// Steps element i: `load` and `store` are of its states.
-template <class Rule, class P, class A, class Load, class Store>
-VSGD_FN void step_element(const Operands<P>& at, int64_t i, const typename Rule::template Scalars<A>& s,
-                          const Load& load_state, const Store& store_state) {
-  A theta = load_param(at.param + i, at.low + i);
-  A ghat = bounded(load(at.grad + i) * s.sign);
-  A state[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) state[k] = load_state(k);
-  Rule::update(theta, ghat, state, s);
-  for (int k = 0; k < Rule::states; ++k) store_state(k, state[k]);
-  store_param(at.param + i, at.low + i, theta);
+// Steps n elements whose states are numbers, side by side.
+template <class Rule, class P, class A = typename Arithmetic<P>::type>
+VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int64_t n,
+                        const typename Rule::template Scalars<A>& s) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    A theta = load_param(param + i, low + i);
+    A ghat = bounded(load(grad + i) * s.sign);
+    A state[Rule::states];
+    for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
+    Rule::update(theta, ghat, state, s);
+    for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
+    store_param(param + i, low + i, theta);
+  }
 }
 
-// One block of q8: the numbers before they are coded stay in a tile, for the block's words need them all.
-template <class Rule, class P>
-VSGD_FN void run_q8(const Operands<P>& at, uint8_t* const* stored, int64_t first, int64_t end,
-                    const typename Rule::template Scalars<float>& s) {
-  float tile[Rule::states][kCodes], unit[Rule::states];
-  uint32_t random[kCodes], low[Rule::states], high[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) {
-    unit[k] = mean_unit(at.words[k]);
-    low[k] = Range().low, high[k] = Range().high;
+template <bool rate>
+VSGD_FN void decode_all(const uint16_t* codes, float* numbers, int64_t n, const uint32_t*) {
+  for (int64_t i = 0; i < n; ++i) numbers[i] = bf16_decode(codes[i]);
+}
+template <bool rate>
+VSGD_FN void decode_all(const uint8_t* codes, float* numbers, int64_t n, const uint32_t* word) {
+  const uint32_t old = *word;
+  const float unit = mean_unit(old);
+  for (int64_t i = 0; i < n; ++i) numbers[i] = q8_decode(rate, codes[i], old, unit);
+}
+
+VSGD_FN uint32_t largest(const uint32_t* of) {
+  uint32_t result = 0;
+  for (int64_t i = 0; i < kCodes; ++i) result = of[i] > result ? of[i] : result;
+  return result;
+}
+
+template <bool rate, int k>
+VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint16_t* codes, int64_t n, uint32_t*) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], stream(random[i], k));
+}
+template <bool rate, int k>
+VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint8_t* codes, int64_t n, uint32_t* word) {
+  // By way of an array, for gcc vectorises the maximum of one, but not of what it sees to be conditional.
+  uint32_t counts[kCodes];
+  for (int64_t i = 0; i < kCodes; ++i) counts[i] = height_of(numbers[i]);
+  const uint32_t high = largest(counts);
+  for (int64_t i = 0; rate && i < kCodes; ++i) counts[i] = depth_of(numbers[i]);
+  const uint32_t now = q8_word(rate, {high, rate ? largest(counts) : 0u});
+  const float per_unit = mean_per_unit(now);
+  *word = now;
+  for (int64_t i = 0; i < n; ++i) codes[i] = q8_encode(rate, numbers[i], now, per_unit, stream(random[i], k));
+}
+
+// All states, one after the other; which of them is a rate is known when this is compiled.
+template <class Rule, class S, int k = 0>
+VSGD_FN void decode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], const uint32_t* words) {
+  if constexpr (k < Rule::states) {
+    for (int64_t i = n; i < kCodes; ++i) tile[k][i] = bit_cast<float>(0x7fc00000u);  // NaN does not count for a word
+    decode_all<Rule::is_rate(k)>(stored[k] + first, tile[k], n, words + k);
+    decode_states<Rule, S, k + 1>(stored, first, n, tile, words);
   }
-#pragma GCC ivdep
-  for (int64_t i = first; i < end; ++i) {
-    random[i - first] = at.noise.bits(uint32_t(i));
-    step_element<Rule, P, float>(
-        at, i, s, [&](int k) { return q8_decode(Rule::is_rate(k), stored[k][i], at.words[k], unit[k]); },
-        [&](int k, float x) {
-          tile[k][i - first] = x;
-          Range range{low[k], high[k]};
-          range.add(x);
-          low[k] = range.low, high[k] = range.high;
-        });
+}
+template <class Rule, class S, int k = 0>
+VSGD_FN void encode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], uint32_t* words,
+                           const uint32_t* random) {
+  if constexpr (k < Rule::states) {
+    encode_all<Rule::is_rate(k), k>(tile[k], random, stored[k] + first, n, words + k);
+    encode_states<Rule, S, k + 1>(stored, first, n, tile, words, random);
   }
-  for (int k = 0; k < Rule::states; ++k) {
-    const uint32_t word = q8_word(Rule::is_rate(k), {low[k], high[k]});
-    const float per_unit = mean_per_unit(word);
-    at.words[k] = word;
-#pragma GCC ivdep
-    for (int64_t i = first; i < end; ++i)
-      stored[k][i] = q8_encode(Rule::is_rate(k), tile[k][i - first], word, per_unit, stream(random[i - first], k));
-  }
+}
+
+// Steps n elements, at most a block of codes, by way of a tile of numbers in the first-level cache: several short loops,
+// each of which vectorises, and q8 needs all numbers of a block before it can store one.
+template <class Rule, class P, class S>
+VSGD_FN void run_coded(const Operands<P>& at, S* const* stored, int64_t first, int64_t n,
+                       const typename Rule::template Scalars<float>& s) {
+  float tile[Rule::states][kCodes];
+  float* numbers[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) numbers[k] = tile[k];
+  uint32_t random[kCodes];
+  uint32_t* words = at.words + first / kCodes * Rule::states;  // used by q8 only
+  decode_states<Rule>(stored, first, n, tile, words);
+  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s);
+  for (int i = 0; i < kCodes; ++i) random[i] = at.noise.bits(uint32_t(first) + uint32_t(i));
+  encode_states<Rule>(stored, first, n, tile, words, random);
 }
 
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
@@ -94,23 +133,11 @@ VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalar
   S* stored[Rule::states];
   for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
   if constexpr (format == Format::fp32) {
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i)
-      step_element<Rule, P, A>(
-          at, i, s, [&](int k) { return stored[k][i]; }, [&](int k, A x) { stored[k][i] = x; });
-  } else if constexpr (format == Format::bf16) {
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t random = at.noise.bits(uint32_t(i));
-      step_element<Rule, P, A>(
-          at, i, s, [&](int k) { return bf16_decode(stored[k][i]); },
-          [&](int k, A x) { stored[k][i] = bf16_encode(x, stream(random, k)); });
-    }
+    update_all<Rule>(at.param, at.low, at.grad, stored, n, s);
   } else {
-    for (int64_t first = 0; first < n; first += kCodes, at.words += Rule::states) {
-      const int64_t end = std::min(first + kCodes, n);
-      run_q8<Rule>(at, stored, first, end, s);
-    }
+    int64_t first = 0;
+    for (; first + kCodes <= n; first += kCodes) run_coded<Rule>(at, stored, first, kCodes, s);
+    if (first < n) run_coded<Rule>(at, stored, first, n - first, s);
   }
 }
 

@@ -97,16 +97,15 @@ VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
 #ifdef __CUDA_ARCH__
   Range range = ranges[0];
   VSGD_UNROLL for (int step = kLanes / 2; step > 0; step /= 2) {
-    uint32_t low = __shfl_xor_sync(0xffffffffu, range.low, step), high = __shfl_xor_sync(0xffffffffu, range.high, step);
-    range.low = low < range.low ? low : range.low;
-    range.high = high > range.high ? high : range.high;
+    range.high = larger(range.high, __shfl_xor_sync(0xffffffffu, range.high, step));
+    range.depth = larger(range.depth, __shfl_xor_sync(0xffffffffu, range.depth, step));
   }
   return range;
 #else
   Range range;
   for (int lane = 0; lane < kLanes; ++lane) {
-    range.low = ranges[lane].low < range.low ? ranges[lane].low : range.low;
-    range.high = ranges[lane].high > range.high ? ranges[lane].high : range.high;
+    range.high = larger(range.high, ranges[lane].high);
+    range.depth = larger(range.depth, ranges[lane].depth);
   }
   return range;
 #endif
@@ -218,7 +217,10 @@ struct Tile {
       Rule::update(theta, ghat, state, s);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];
-        if (blocks && at.element(j) < row.numel) own.range[k].add(float(state[k]));
+        if (blocks && at.element(j) < row.numel) {
+          own.range[k].high = larger(own.range[k].high, height_of(float(state[k])));
+          own.range[k].depth = larger(own.range[k].depth, depth_of(float(state[k])));
+        }
       }
       store_param(&param.at[j], &low.at[j], theta);
     }

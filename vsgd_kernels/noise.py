@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-#: Odd factors that give each state of an element a number of its own.
-_STREAMS = (1, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+#: By how many bits an element's bits are rotated for each of its states.
+_TURNS = (0, 16, 8, 24)
 
 
 def tensor_key(seed: int, index: int) -> int:
@@ -53,5 +53,5 @@ class Noise(NamedTuple):
 
 
 def stream(bits: Tensor, k: int) -> Tensor:
-    """The 32 bits for state `k` of each element."""
-    return (bits * _STREAMS[k]) & _MASK32
+    """The 32 bits for state `k` of each element, of which the uppermost count most."""
+    return ((bits << _TURNS[k]) & _MASK32) | (bits >> (32 - _TURNS[k]))

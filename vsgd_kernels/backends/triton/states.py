@@ -43,14 +43,11 @@ def _random(noise, index, k: tl.constexpr):
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15) ^ b) * 0x846CA68B
     x = x ^ (x >> 16)
-    if k == 0:
+    TURN: tl.constexpr = (k % 2) * 16 + (k // 2) * 8
+    if TURN == 0:
         return x
-    elif k == 1:
-        return x * 0x9E3779B1
-    elif k == 2:
-        return x * 0x85EBCA77
     else:
-        return x * 0xC2B2AE3D
+        return (x << TURN) | (x >> (32 - TURN))
 
 
 @triton.jit
