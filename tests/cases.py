@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import vsgd_kernels
-from vsgd_kernels import formats, reference, rules
+from vsgd_kernels import backends, formats, reference, rules
 
 #: What one step may add, in units in the last place of the arithmetic's dtype (`torch.finfo.eps`): "result" relative to
 #: the result; "input" as if every operand had been that far off, so that a cancellation is forgiven as far as it
@@ -14,6 +14,10 @@ from vsgd_kernels import formats, reference, rules
 TOLERANCE = {"result": 0.51, "input": 4.0}
 #: the masters of fp16 parameters are a fixed point of 2^-40 below 2^-14
 FP16_FIXED_POINT = 2.0**-41
+#: the mean of many stochastic roundings, in standard errors
+ROUNDINGS = 5.0
+#: the step that states in few bits settle at, relative to that of float32
+STATIONARITY = {"mean": 0.01, "spread": 0.05}
 #: float64 against the vectors
 VECTOR_TOLERANCE = 1e-12
 
@@ -178,3 +182,19 @@ def check_step(optimizer, params):
 
 def step_counts(optimizer, params):
     return [int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in params]
+
+
+def available_isas(monkeypatch):
+    """The instruction sets of this processor; which they are is the kernel's own answer."""
+    found = []
+    for isa in ("baseline", "avx2", "avx512"):
+        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+        param = torch.nn.Parameter(torch.zeros(1))
+        param.grad = torch.ones(1)
+        try:
+            CASES["vsgd"].optimizer([param], backend="cpp").step()
+        except RuntimeError as error:
+            assert "this processor has no" in str(error)  # noqa: PT017
+        else:
+            found.append(isa)
+    return found

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
 from vsgd_kernels import __main__, machine_code
 from vsgd_kernels.batch import DTYPES
 from vsgd_kernels.rules import RULES
+from vsgd_kernels.state_formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 #: a kernel's name and code in a disassembly
@@ -23,43 +25,72 @@ READS = {rule.name: 2 + len(rule.states) for rule in RULES.values()}
 WRITES = {rule.name: 1 + len(rule.states) for rule in RULES.values()}
 
 
-def inspect(arch):
+@pytest.fixture(scope="module")
+def inspected():
+    """Starts the compilation of every format for one target and of fp32 for the others, all at once; waits for one."""
     env = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-m", "vsgd_kernels", "inspect", "--arch", arch, "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    command = [sys.executable, "-m", "vsgd_kernels", "inspect", "--json", "--arch"]
+    running = {
+        arch: subprocess.Popen([*command, arch, *options], stdout=subprocess.PIPE, text=True, env=env)
+        for arch, options in (
+            ("sm_90", []),
+            ("sm_80", ["--format", "fp32"]),
+            ("sm_100", ["--format", "fp32"]),
+            ("gfx942", ["--format", "fp32"]),
+        )
+    }
+
+    def wait(arch):
+        output, _ = running[arch].communicate()
+        assert running[arch].returncode == 0
+        return json.loads(output)
+
+    yield wait
+    for process in running.values():
+        process.kill()
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
-def test_nvidia(arch):
-    entries = inspect(arch)
-    assert {(e["rule"], e["kernel"], e["path"]) for e in entries} == {
-        (rule, f"{str(dtype).removeprefix('torch.')} {layout}", path)
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100"])
+def test_nvidia(inspected, arch):
+    entries = inspected(arch)
+    assert {(e["rule"], e["format"], e["kernel"], e["path"]) for e in entries} == {
+        (rule, style, f"{str(dtype).removeprefix('torch.')} {layout}", path)
         for rule in RULES
+        for style in (FORMATS if arch == "sm_90" else ["fp32"])
         for dtype in DTYPES
+        if style == "fp32" or dtype != torch.float64
         for layout in ("aligned", "misaligned", "strided")
         for path in ("full", "tail", "table")
     }
     assert all(e["local_bytes"] == 0 for e in entries)
     for entry in entries:
-        if entry["kernel"] == "float32 aligned":
-            assert entry["registers"] <= 64
+        reads, writes = READS[entry["rule"]], WRITES[entry["rule"]]
+        wide = {"loads": entry["loads"], "stores": entry["stores"]}
         if entry["path"] == "table":
             assert not entry["stores"]
-        if entry["path"] == "full" and entry["kernel"] in ("float32 aligned", "float64 aligned"):
-            # One widest access for each operand, and no other.
-            assert entry["loads"] == {"128": READS[entry["rule"]]}
-            assert entry["stores"] == {"128": WRITES[entry["rule"]]}
-        if entry["path"] == "full" and entry["kernel"] in ("bfloat16 aligned", "float16 aligned"):
+        if entry["path"] != "full":
+            continue
+        if entry["kernel"] == "float32 aligned" and entry["format"] == "fp32":
+            assert entry["registers"] <= 64
+        if entry["kernel"] in ("float32 aligned", "float64 aligned"):
+            # One access for each operand, and no other: 16 bytes of float32, 8 of bf16, 4 of codes. A state's words are
+            # 4 bytes each, for the blocks that a thread's lanes see, in two instructions.
+            states = reads - 2
+            assert (
+                wide
+                == {
+                    "fp32": {"loads": {"128": reads}, "stores": {"128": writes}},
+                    "bf16": {"loads": {"64": states, "128": 2}, "stores": {"64": states, "128": 1}},
+                    "q8": {"loads": {"32": 3 * states, "128": 2}, "stores": {"32": 3 * states, "128": 1}},
+                }[entry["format"]]
+            )
+        if entry["kernel"] in ("bfloat16 aligned", "float16 aligned") and entry["format"] == "fp32":
             # Four elements a thread: parameter, gradient and low take 64 bits, states 128.
-            states = READS[entry["rule"]] - 2
-            assert entry["loads"] == {"64": 3, "128": states}
-            assert entry["stores"] == {"64": 2, "128": states}
+            assert wide == {"loads": {"64": 3, "128": reads - 2}, "stores": {"64": 2, "128": reads - 2}}
 
 
-def test_amd():
-    entries = inspect("gfx942")
+def test_amd(inspected):
+    entries = inspected("gfx942")
     assert len(entries) == len(RULES) * len(DTYPES) * 3
     assert all(e["local_bytes"] == 0 and e["loads"] and e["stores"] for e in entries)
 
@@ -73,10 +104,12 @@ def test_cuda_kernels(tmp_path):
     assembly, usage = machine_code.disassemble((tmp_path / "kernels.cubin").read_bytes())
     resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
     kernels = {name: machine_code.sass_accesses(code) for name, code in KERNEL.findall(assembly)}
-    assert len(kernels) == len(resources) == len(RULES) * len(DTYPES) * 4  # three paths, and counting
-    assert all(local == stack == "0" for _, _, stack, local in resources)
-    # Names as the compiler mangles them: fp32, Path::aligned.
-    fp32 = [name for name in kernels if "step_kernel" in name and "EfLNS_4PathE0E" in name]
+    # Three formats and three paths, double having one format; and counting, for each dtype.
+    assert len(kernels) == len(resources) == len(RULES) * (10 * 3 + len(DTYPES))
+    assert all(local == "0" for _, _, _, local in resources)
+    assert all(stack == "0" or "PathE2" in name for name, _, stack, _ in resources)  # strided ones may use a few bytes
+    # Names as the compiler mangles them: float, Format::fp32, Path::aligned.
+    fp32 = [name for name in kernels if "step_kernel" in name and "EfLNS_6FormatE0ELNS_4PathE0E" in name]
     assert len(fp32) == len(RULES)
     assert all(int(registers) <= 64 for name, registers, _, _ in resources if name in fp32)
     for name in fp32:

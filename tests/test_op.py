@@ -18,7 +18,7 @@ def arguments(case, generator, backend):
     group = case.optimizer([torch.nn.Parameter(params[0])], **case.settings).param_groups[0]
     row = [float(group[name]) for name in rule.hyper]
     states = [
-        formats.empty_state(p).fill_(value)
+        torch.full_like(p, value, dtype=rules.arithmetic_dtype(p.dtype))
         for p in params
         for value in rule.initial(row, rules.arithmetic_dtype(p.dtype))
     ]
@@ -27,6 +27,7 @@ def arguments(case, generator, backend):
         "grads": [gradient(p, generator) for p in params],
         "lows": [formats.empty_low(p).zero_() for p in params if formats.has_low(p.dtype)],
         "states": states,
+        "blocks": [],
         "steps": [torch.zeros(()) for _ in params],
         "hyper": torch.tensor([row], dtype=torch.float64),
         "groups": [0] * len(params),

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from tests.cases import CASES, SIZES, assert_stepped, extreme_gradients, gradient, layouts, master_of, reference_step
+from tests.cases import (
+    SIZES,
+    assert_stepped,
+    available_isas,
+    extreme_gradients,
+    gradient,
+    layouts,
+    master_of,
+    reference_step,
+)
 from vsgd_kernels import backends
 from vsgd_kernels.batch import DTYPES
 
@@ -123,22 +132,6 @@ def test_instruction_sets_give_the_same_bits(case, dtype, monkeypatch, generator
 
 def bits(tensor):
     return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-
-
-def available_isas(monkeypatch):
-    """The instruction sets of this processor; which they are is the kernel's own answer."""
-    found = []
-    for isa in ("baseline", "avx2", "avx512"):
-        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
-        param = torch.nn.Parameter(torch.zeros(1))
-        param.grad = torch.ones(1)
-        try:
-            CASES["vsgd"].optimizer([param], backend="cpp").step()
-        except RuntimeError as error:
-            assert "this processor has no" in str(error)  # noqa: PT017
-        else:
-            found.append(isa)
-    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -11,6 +11,7 @@ import sys
 import torch
 
 from . import __version__, backends, machine_code
+from .state_formats import FORMATS
 
 
 def environment() -> str:
@@ -47,13 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("env", help="print versions and which backends are available, and if not why")
     inspect = commands.add_parser("inspect", help="compile every Triton kernel for a GPU that need not be there")
     inspect.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100 or gfx942 (default: %(default)s)")
+    inspect.add_argument("--format", choices=FORMATS, help="of this state format only (default: of all)")
     inspect.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
     arguments = parser.parse_args(argv)
     if arguments.command == "env":
         print(environment())
         return 0
     try:
-        entries = machine_code.inspect(arguments.arch)
+        entries = machine_code.inspect(arguments.arch, [arguments.format] if arguments.format else FORMATS)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     print(json.dumps(entries, indent=1) if arguments.json else machine_code.as_text(entries))

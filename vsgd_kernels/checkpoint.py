@@ -105,7 +105,9 @@ def _convert_state(
     for key, value in zip(rule.states, values, strict=True):
         if key in rule.rates and not _all_positive(value):
             raise ValueError(f"{name}: expected {key} to be greater than 0, found {value.min().item()}")
-    converted.update((key, Exact(entry)) for key, entry in _in_format(style, rule, param, saved, blocks, values).items())
+    converted.update(
+        (key, Exact(entry)) for key, entry in _in_format(style, rule, param, saved, blocks, values).items()
+    )
     if formats.has_low(param.dtype):
         converted["low"] = Exact(_convert_low(name, state, param))
     return converted

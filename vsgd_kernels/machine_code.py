@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ _GCN = re.compile(r"(?:global|flat|buffer)_(?P<op>load|store)_[us]?(?P<kind>byte
 _GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
 
 
-def inspect(arch: str) -> list[dict[str, Any]]:
+def inspect(arch: str, styles: Iterable[str] = tuple(FORMATS)) -> list[dict[str, Any]]:
     """Compiles every kernel for a target.
 
     Args:
         arch: "sm_80", "sm_90", "sm_100" …, or "gfx942" and the like.
+        styles: of which state formats.
 
     Returns:
         For each rule, dtype, layout and path an object with
@@ -53,7 +54,7 @@ def inspect(arch: str) -> list[dict[str, Any]]:
     return [
         {"kernel": f"{_name(dtype)} {layout}", "rule": rule.name, "format": style, **entry}
         for rule in RULES.values()
-        for style in FORMATS
+        for style in styles
         for dtype in DTYPES
         if style == "fp32" or dtype != torch.float64  # float64 has no other format
         for layout in ("aligned", "misaligned", "strided")

@@ -1,0 +1,243 @@
+"""How states are stored: the same codes on every backend, rounding without bias, stationarity, bytes."""
+
+import math
+
+import pytest
+import torch
+
+from tests.cases import ROUNDINGS, STATIONARITY, available_isas, extreme_gradients, gradient
+from vsgd_kernels import VSGD, backends, reference, rules, state_formats
+from vsgd_kernels.noise import Noise, stream, tensor_key
+
+CODED = ["bf16", "q8"]
+LARGE = state_formats.SMALLEST
+
+
+@pytest.fixture(params=CODED)
+def style(request):
+    return request.param
+
+
+def large_layouts(dtype, generator):
+    """The layouts of cases.py, large enough to be coded, with tails and a second chunk."""
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    channels_last = randn(6, 5, 14, 13).contiguous(memory_format=torch.channels_last)
+    return [
+        (randn(LARGE), randn(LARGE)),
+        (randn(2 * LARGE + 1), randn(2 * LARGE + 1)),
+        (randn(3 * LARGE - 130), randn(3 * LARGE - 130)),
+        (randn(70, 90).t(), randn(90, 70)),
+        (randn(90, 70), randn(70, 90).t()),
+        (channels_last, randn(6, 5, 14, 13)),
+        (randn(6, 5, 14, 13), channels_last.clone(memory_format=torch.preserve_format)),
+        (randn(80, 120)[:, ::2], randn(80, 60)),
+        (randn(LARGE + 1)[1:], randn(LARGE + 3)[3:]),
+    ]
+
+
+def stepped(case, pairs, style, backend, steps, **settings):
+    """The parameters and states after some steps, gradients changing in a way that no backend can see."""
+    generator = torch.Generator().manual_seed(1)
+    params = [torch.nn.Parameter(p.clone(memory_format=torch.preserve_format)) for p, _ in pairs]
+    optimizer = case.optimizer(params, **case.settings, state_format=style, seed=7, backend=backend, **settings)
+    for _ in range(steps):
+        for param, (_, grad) in zip(params, pairs, strict=True):
+            param.grad = grad * torch.rand((), generator=generator)
+        optimizer.step()
+    return params, [optimizer.state[p] for p in params]
+
+
+def assert_same(outcome, wanted, keys=None):
+    for (param, state), (other, other_state) in zip(zip(*outcome, strict=True), zip(*wanted, strict=True), strict=True):
+        assert state.keys() == other_state.keys()
+        if keys is None:
+            torch.testing.assert_close(param, other, rtol=0, atol=0, equal_nan=True)
+        for key in state if keys is None else keys:
+            torch.testing.assert_close(state[key], other_state[key], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("other", ["triton", "cuda"])
+def test_kernels_give_the_same_bits(case, dtype, style, other, generator):
+    """Parameters and codes after several steps, in every layout, extreme gradients and NaN among them."""
+    pairs = large_layouts(dtype, generator)
+    extreme = extreme_gradients().to(dtype).repeat(2)
+    pairs.append((torch.linspace(-3, 3, len(extreme)).to(dtype), extreme))
+    wanted = stepped(case, pairs, style, "cpp", 3)
+    assert all(state_formats.format_of([s[case.optimizer.rule.states[0]]]) == style for s in wanted[1])
+    assert_same(stepped(case, pairs, style, other, 3), wanted)
+    assert_same(stepped(case, pairs, style, other, 2, capturable=True), stepped(case, pairs, style, "cpp", 2))
+
+
+def test_reference_gives_the_same_codes(case, style, generator):
+    """Of the first steps, before the parameters' last bits differ."""
+    pairs = large_layouts(torch.float32, generator)
+    keys = (*case.optimizer.rule.states, *((state_formats.BLOCKS,) if style == "q8" else ()))
+    assert_same(stepped(case, pairs, style, "eager", 3), stepped(case, pairs, style, "cpp", 3), keys)
+
+
+def test_instruction_sets_give_the_same_bits(case, style, generator, monkeypatch):
+    pairs = large_layouts(torch.float32, generator)
+    wanted = stepped(case, pairs, style, "cpp", 3)
+    for isa in available_isas(monkeypatch):
+        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+        assert_same(stepped(case, pairs, style, "cpp", 3), wanted)
+
+
+def test_another_seed_rounds_otherwise(case, style, backend, generator):
+    pairs = large_layouts(torch.float32, generator)[:1]
+    codes = []
+    for seed in (0, 0, 1):
+        params = [torch.nn.Parameter(pairs[0][0].clone()) for _ in range(2)]
+        optimizer = case.optimizer(params, lr=1e-2, state_format=style, seed=seed, backend=backend)
+        for param in params:
+            param.grad = pairs[0][1]
+        optimizer.step()
+        codes += [optimizer.state[p][case.optimizer.rule.states[0]] for p in params]
+    assert torch.equal(codes[0], codes[2])
+    assert torch.equal(codes[1], codes[3])
+    for a, b in ((0, 1), (0, 4)):  # another parameter of the same values; another seed
+        assert not torch.equal(codes[a], codes[b])
+
+
+def test_nan_stays_in_its_own_element(case, style, backend, generator):
+    param = torch.nn.Parameter(torch.ones(LARGE))
+    param.grad = gradient(param, generator)
+    param.grad[300] = math.nan
+    optimizer = case.optimizer([param], lr=1e-2, state_format=style, backend=backend)
+    for _ in range(3):
+        optimizer.step()
+    state = optimizer.state[param]
+    values = state_formats.decode(optimizer.rule, [state[k] for k in optimizer.rule.states], state.get("blocks"))
+    for value in (param, *values):
+        assert value.isnan().nonzero().flatten().tolist() == [300]
+
+
+def test_small_and_double_parameters_stay_as_they_are(case, style, backend, generator):
+    params = [
+        torch.nn.Parameter(torch.randn(LARGE - 1, generator=generator)),
+        torch.nn.Parameter(torch.randn(LARGE, generator=generator).double()),
+        torch.nn.Parameter(torch.randn(LARGE, generator=generator)),
+    ]
+    for param in params:
+        param.grad = gradient(param, generator)
+    optimizer = case.optimizer(params, lr=1e-2, state_format=style, backend=backend)
+    optimizer.step()
+    dtypes = [optimizer.state[p][optimizer.rule.states[-1]].dtype for p in params]
+    assert dtypes[:2] == [torch.float32, torch.float64]
+    assert dtypes[2] == {"bf16": torch.bfloat16, "q8": torch.uint8}[style]
+
+
+def test_bytes(case, style):
+    """What a format promises, counted from the tensors."""
+    param = torch.nn.Parameter(torch.ones(100_000))
+    param.grad = torch.ones_like(param)
+    optimizer = case.optimizer([param], lr=1e-2, state_format=style)
+    optimizer.step()
+    state = optimizer.state[param]
+    size = sum(value.untyped_storage().nbytes() for key, value in state.items() if key != "step")
+    states = len(case.optimizer.rule.states)
+    assert size / param.numel() == pytest.approx(states * state_formats.FORMATS[style], rel=1e-3)
+    assert size / param.numel() <= {"bf16": 2.0, "q8": 3.2 / 3}[style] * states
+
+
+def coded(style, values):
+    """The values of a rate and of a mean as they are decoded, each rounding of its own."""
+    rule = rules.VSGD
+    states, blocks = state_formats.empty(style, rule, values)
+    state_formats.encode(rule, [values, values.abs(), values.abs()], states, blocks, Noise.of(tensor_key(3, 0), 5))
+    return state_formats.decode(rule, states, blocks)
+
+
+@pytest.mark.parametrize("magnitude", [1e-20, 3.7e-6, 0.011, 1.9, 6e7])
+def test_rounding_is_unbiased(style, magnitude):
+    """100,000 roundings of a value average to it, in blocks whose other values are far larger or smaller."""
+    n = 100_000
+    for around in (1.0, 2.0**-6, 40.0):
+        values = torch.full((2 * n,), magnitude)
+        values[1::2] *= around
+        values[::4] *= -1
+        for name, decoded in zip(rules.VSGD.states, coded(style, values), strict=True):
+            wanted = values if name == "mug" else values.abs()
+            error = ((decoded - wanted) / magnitude).double()[::2]
+            allowed = ROUNDINGS * error.std() / math.sqrt(n) + 2.0**-23
+            assert error.mean().abs() <= allowed, (name, around)
+
+
+def test_random_bits_are_uniform_and_independent():
+    bits = Noise.of(tensor_key(11, 2), 9).bits(200_000, torch.device("cpu"))
+    following = Noise.of(tensor_key(11, 2), 10).bits(200_000, torch.device("cpu"))
+    columns = [stream(bits, k) for k in range(4)] + [stream(following, 0), stream(bits, 0).roll(1)]
+    uniform = torch.stack(columns).double() / 2**32
+    assert (uniform.mean(1) - 0.5).abs().max() < ROUNDINGS * math.sqrt(1 / 12 / 200_000)
+    correlation = torch.corrcoef(uniform) - torch.eye(len(columns), dtype=torch.float64)
+    # The streams are rotations of the same bits: their low bits are others' high ones, which shows at 2^-8.
+    assert correlation.abs().max() < 2.0**-8 + ROUNDINGS / math.sqrt(200_000)
+    counts = torch.histc(uniform[0], 64, 0, 1)
+    assert ((counts - 3125) ** 2 / 3125).sum() < 63 + ROUNDINGS * math.sqrt(2 * 63)
+
+
+def problem_gradients(problem, generator, steps, n=4096):
+    """Noise of 1e-2 around a mean of 2e-3, of one scale or of scales over ten octaves."""
+    scale = torch.ones(n) if problem == "equal" else 2.0 ** (torch.rand(n, generator=generator) * 10 - 5)
+    for _ in range(steps):
+        yield (torch.randn(n, generator=generator) * 1e-2 + 2e-3) * scale
+
+
+def stationary_step(problem, style, steps=20_000, last=500):
+    """Mean and spread over elements of the step that is taken, once the averages have settled."""
+    param = torch.nn.Parameter(torch.zeros(4096))
+    optimizer = VSGD([param], lr=1e-2, state_format=style, backend="cpp")
+    total = torch.zeros_like(param)
+    for t, param.grad in enumerate(problem_gradients(problem, torch.Generator().manual_seed(1), steps)):
+        optimizer.step()
+        if t >= steps - last:
+            (posterior,) = optimizer.get_current_posterior()
+            total += posterior.mean / (posterior.mean**2 + posterior.variance).sqrt()
+    mean = total.detach() / last
+    return mean.mean().item(), mean.std().item()
+
+
+@pytest.mark.parametrize("problem", ["equal", "mixed"])
+def test_stationary(problem):
+    wanted = stationary_step(problem, "fp32")
+    for style in CODED:
+        mean, spread = stationary_step(problem, style)
+        assert mean == pytest.approx(wanted[0], rel=STATIONARITY["mean"]), style
+        assert spread == pytest.approx(wanted[1], rel=STATIONARITY["spread"]), style
+
+
+@pytest.mark.parametrize("style", CODED)
+def test_rounding_to_nearest_is_not_stationary(style, steps=4000):
+    """What the test above would show if rounding froze the averages."""
+    rule = rules.VSGD
+    row = [1e-2, 0.0, 1e-8, False, 30.0, 1e-8, 0.81, 0.9, 1e-4]
+    results = []
+    for name in ("fp32", style):
+        param = torch.zeros(4096)
+        entries = state_formats.initial(name, rule, param, rule.initial(row, torch.float32))
+        states, blocks = [entries[key] for key in rule.states], entries.get(state_formats.BLOCKS)
+        total = torch.zeros_like(param)
+        for t, grad in enumerate(problem_gradients("equal", torch.Generator().manual_seed(1), steps), 1):
+            scalars = rule.scalars(t, row, torch.float32)
+            old = tuple(state_formats.decode(rule, states, blocks))
+            _, new = reference.vsgd(param, grad, old, scalars)
+            state_formats.encode(rule, new, states, blocks, None)
+            if t > steps - 200:
+                _, variance = reference.vsgd_posterior(new[1], new[2], scalars.inv_a)
+                total += new[0] / (new[0] ** 2 + variance).sqrt()
+        results.append((total / 200).mean().item())
+    assert results[1] != pytest.approx(results[0], rel=5 * STATIONARITY["mean"])
+
+
+def test_refused():
+    param = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="state_format must be one of 'fp32', 'bf16', 'q8', got 'int4'"):
+        VSGD([param], state_format="int4")
+    with pytest.raises(ValueError, match=r"seed must be at least 0 and below 2\^63, got -1"):
+        VSGD([param], seed=-1)
+    with pytest.raises(TypeError, match=r"seed must be an int, got 0\.5"):
+        VSGD([param], seed=0.5)
