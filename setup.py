@@ -28,7 +28,10 @@ except ImportError:
 CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torch has it
 # Machine code for these, and PTX of the last for what comes after it.
 CUDA_ARCHITECTURES = ("80", "90", "100")
-HEADERS = ("chunks", "formats", "numbers", "noise", "rules", "states", "step_cpu", "step_device", "watch")
+HEADERS = (
+    *("chunks", "formats", "lanes", "noise", "numbers", "rules"),
+    *("run_cpu", "states", "step_cpu", "step_device", "watch"),
+)
 
 
 def find_cuda() -> Path | None:

@@ -84,6 +84,8 @@ class Entry(NamedTuple):
 
 
 _VSGD_BYTES = 4 * (2 + 3 * 2 + 1)
+_VSGD_BF16_BYTES = 4 * 3 + 3 * 2 * 2
+_VSGD_Q8_BYTES = 4 * 3 + 3 * 2  # and 0.19 of its blocks
 _ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)
 
 
@@ -92,6 +94,10 @@ def _fused(params: Params) -> torch.optim.Optimizer:
     if backend.name == "eager":  # else its numbers would stand in the table as the fused ones
         raise RuntimeError("no fused backend is in use; `python -m vsgd_kernels env` says why")
     return vsgd_kernels.VSGD(params, lr=1e-2)
+
+
+def _coded(state_format: str, backend: str | None = None) -> Callable[[Params], torch.optim.Optimizer]:
+    return lambda params: vsgd_kernels.VSGD(params, lr=1e-2, state_format=state_format, backend=backend)
 
 
 def _pytorch_optimizer(params: Params) -> torch.optim.Optimizer:
@@ -105,6 +111,8 @@ BASELINE = "adamw (fused)"
 
 OPTIMIZERS: dict[str, Entry] = {
     "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
+    "vsgd (fused, bf16)": Entry(_coded("bf16"), _VSGD_BF16_BYTES),
+    "vsgd (fused, q8)": Entry(_coded("q8"), _VSGD_Q8_BYTES),
     BASELINE: Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True), _ADAMW_BYTES),
     "adamw (foreach)": Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True), _ADAMW_BYTES, slow=True),
     "vsgd (eager)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="eager"), _VSGD_BYTES, slow=True),
@@ -117,6 +125,9 @@ if find_spec("pytorch_optimizer"):
 GPU_OPTIMIZERS: dict[str, Entry] = {
     "vsgd (triton)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="triton"), _VSGD_BYTES),
     "vsgd (cuda)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="cuda"), _VSGD_BYTES),
+    "vsgd (triton, bf16)": Entry(_coded("bf16", "triton"), _VSGD_BF16_BYTES),
+    "vsgd (triton, q8)": Entry(_coded("q8", "triton"), _VSGD_Q8_BYTES),
+    "vsgd (cuda, q8)": Entry(_coded("q8", "cuda"), _VSGD_Q8_BYTES),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }
 

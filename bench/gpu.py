@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = not run("build", ["setup.py", "-q", "build_ext", "--inplace"], VSGD_KERNELS_CUDA="1")
     # The settings of pyproject.toml ask for plugins that need not be here.
     failed += not run("environment", ["-m", "vsgd_kernels", "env"])
-    tests = ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--durations=10", "tests/test_gpu.py"]
+    tests = ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--durations=10", "tests/gpu"]
     failed += not run("tests", tests)
 
     from . import gpu_cost, gpu_report  # not before the kernels are built

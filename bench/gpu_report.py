@@ -37,9 +37,9 @@ def markdown(results: dict[str, Any]) -> str:
     env = results["environment"]
     lines = [
         f"{env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, torch {env['torch']}, triton {env['triton']}; "
-        f"float32. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. Times are medians of `step()` alone; GB/s "
-        "counts the bytes of the byte limit only; host µs is how long `step()` keeps the host; peak MiB is what it "
-        "allocates in passing.",
+        f"float32. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. Times are medians of `step()` "
+        "alone; GB/s counts the bytes of the byte limit only; host µs is how long `step()` keeps the host; peak MiB is "
+        "what it allocates in passing.",
         "",
         "| " + " | ".join(COLUMNS.values()) + " |",
         "|" + "---|" * len(COLUMNS),

@@ -2,6 +2,8 @@
 // stochastic and without bias: a rate moves by less than the distance of two codes a step, and would freeze otherwise.
 #pragma once
 
+#include <cmath>
+
 #include "noise.h"
 
 namespace vsgd {

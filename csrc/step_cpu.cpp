@@ -1,13 +1,11 @@
-// One parallel region over the blocks of all tensors; the loop over a block is compiled for each instruction set.
+// One parallel region over the blocks of all tensors; run_cpu.h is compiled for each instruction set.
 #include "step_cpu.h"
 
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
-#include "formats.h"
-#include "rules.h"
-#include "states.h"
+#include "run_cpu.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define VSGD_X86 1
@@ -30,116 +28,6 @@ Isa detect_isa() {
 }
 
 namespace {
-
-// Where the operands of a run of elements begin, and what is random in it.
-template <class P>
-struct Operands {
-  P* param;
-  Low* low;
-  const P* grad;
-  void* state[kMaxStates];
-  uint32_t* words;  // q8's, of the run's first block
-  Noise noise;
-};
-
-// Steps n elements whose states are numbers, side by side.
-template <class Rule, class P, class A = typename Arithmetic<P>::type>
-VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int64_t n,
-                        const typename Rule::template Scalars<A>& s) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    A theta = load_param(param + i, low + i);
-    A ghat = bounded(load(grad + i) * s.sign);
-    A state[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
-    Rule::update(theta, ghat, state, s);
-    for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
-    store_param(param + i, low + i, theta);
-  }
-}
-
-template <bool rate>
-VSGD_FN void decode_all(const uint16_t* codes, float* numbers, int64_t n, const uint32_t*) {
-  for (int64_t i = 0; i < n; ++i) numbers[i] = bf16_decode(codes[i]);
-}
-template <bool rate>
-VSGD_FN void decode_all(const uint8_t* codes, float* numbers, int64_t n, const uint32_t* word) {
-  const uint32_t old = *word;
-  const float unit = mean_unit(old);
-  for (int64_t i = 0; i < n; ++i) numbers[i] = q8_decode(rate, codes[i], old, unit);
-}
-
-VSGD_FN uint32_t largest(const uint32_t* of) {
-  uint32_t result = 0;
-  for (int64_t i = 0; i < kCodes; ++i) result = of[i] > result ? of[i] : result;
-  return result;
-}
-
-template <bool rate, int k>
-VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint16_t* codes, int64_t n, uint32_t*) {
-  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], stream(random[i], k));
-}
-template <bool rate, int k>
-VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint8_t* codes, int64_t n, uint32_t* word) {
-  // By way of an array, for gcc vectorises the maximum of one, but not of what it sees to be conditional.
-  uint32_t counts[kCodes];
-  for (int64_t i = 0; i < kCodes; ++i) counts[i] = height_of(numbers[i]);
-  const uint32_t high = largest(counts);
-  for (int64_t i = 0; rate && i < kCodes; ++i) counts[i] = depth_of(numbers[i]);
-  const uint32_t now = q8_word(rate, {high, rate ? largest(counts) : 0u});
-  const float per_unit = mean_per_unit(now);
-  *word = now;
-  for (int64_t i = 0; i < n; ++i) codes[i] = q8_encode(rate, numbers[i], now, per_unit, stream(random[i], k));
-}
-
-// All states, one after the other; which of them is a rate is known when this is compiled.
-template <class Rule, class S, int k = 0>
-VSGD_FN void decode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], const uint32_t* words) {
-  if constexpr (k < Rule::states) {
-    for (int64_t i = n; i < kCodes; ++i) tile[k][i] = bit_cast<float>(0x7fc00000u);  // NaN does not count for a word
-    decode_all<Rule::is_rate(k)>(stored[k] + first, tile[k], n, words + k);
-    decode_states<Rule, S, k + 1>(stored, first, n, tile, words);
-  }
-}
-template <class Rule, class S, int k = 0>
-VSGD_FN void encode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], uint32_t* words,
-                           const uint32_t* random) {
-  if constexpr (k < Rule::states) {
-    encode_all<Rule::is_rate(k), k>(tile[k], random, stored[k] + first, n, words + k);
-    encode_states<Rule, S, k + 1>(stored, first, n, tile, words, random);
-  }
-}
-
-// Steps n elements, at most a block of codes, by way of a tile of numbers in the first-level cache: several short loops,
-// each of which vectorises, and q8 needs all numbers of a block before it can store one.
-template <class Rule, class P, class S>
-VSGD_FN void run_coded(const Operands<P>& at, S* const* stored, int64_t first, int64_t n,
-                       const typename Rule::template Scalars<float>& s) {
-  float tile[Rule::states][kCodes];
-  float* numbers[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) numbers[k] = tile[k];
-  uint32_t random[kCodes];
-  uint32_t* words = at.words + first / kCodes * Rule::states;  // used by q8 only
-  decode_states<Rule>(stored, first, n, tile, words);
-  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s);
-  for (int i = 0; i < kCodes; ++i) random[i] = at.noise.bits(uint32_t(first) + uint32_t(i));
-  encode_states<Rule>(stored, first, n, tile, words, random);
-}
-
-template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
-VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
-  using S = typename StoredState<format, A>::type;
-  const auto s = scalars;
-  S* stored[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
-  if constexpr (format == Format::fp32) {
-    update_all<Rule>(at.param, at.low, at.grad, stored, n, s);
-  } else {
-    int64_t first = 0;
-    for (; first + kCodes <= n; first += kCodes) run_coded<Rule>(at, stored, first, kCodes, s);
-    if (first < n) run_coded<Rule>(at, stored, first, n - first, s);
-  }
-}
 
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 struct Run {

@@ -7,20 +7,11 @@
 #include <cstdint>
 #include <string>
 
-#include "chunks.h"
 #include "formats.h"
+#include "lanes.h"
 #include "rules.h"
-#include "states.h"
 
 namespace vsgd {
-
-constexpr int kLanes = 32, kWarps = 4;
-constexpr int kEach = 4;  // elements of a lane: for fp32, one widest access each operand
-constexpr int64_t kTile = kLanes * kEach;
-static_assert(kTile == kCodes, "a warp steps one block of codes");
-
-// How a launch's tensors are accessed: all addresses are multiples of 16 bytes, or not, or strides differ.
-enum class Path { aligned, misaligned, strided };
 
 // Which instantiation a launch takes.
 struct Kind {
@@ -55,114 +46,6 @@ void step_on_host(const Step& step, const Kind& kind);
 void count_on_host(const Count& count, const Kind& kind);
 void step_on_cuda(const Step& step, const Kind& kind, int32_t device);
 void count_on_cuda(const Count& count, const Kind& kind, int32_t device);
-
-// Arrays stay in registers only where their indices are constants; a loop of unknown length is better left one.
-#ifdef __CUDACC__
-#define VSGD_UNROLL _Pragma("unroll")
-#define VSGD_NO_UNROLL _Pragma("unroll 1")
-#else
-#define VSGD_UNROLL
-#define VSGD_NO_UNROLL
-#endif
-
-// On the device the calling lane's share of a warp's work, on the host each lane's in turn.
-template <class Work>
-VSGD_FN void each_lane(const Work& work) {
-#ifdef __CUDA_ARCH__
-  work(int(threadIdx.x % kLanes));
-#else
-  for (int lane = 0; lane < kLanes; ++lane) work(lane);
-#endif
-}
-
-// A variable that each lane has its own of, across several `each_lane`.
-template <class T>
-class PerLane {
- public:
-#ifdef __CUDA_ARCH__
-  VSGD_FN T& operator[](int) { return mine_; }
-
- private:
-  T mine_;
-#else
-  VSGD_FN T& operator[](int lane) { return all_[lane]; }
-
- private:
-  T all_[kLanes];
-#endif
-};
-
-// The range of all lanes' ranges.
-VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
-#ifdef __CUDA_ARCH__
-  Range range = ranges[0];
-  VSGD_UNROLL for (int step = kLanes / 2; step > 0; step /= 2) {
-    range.high = larger(range.high, __shfl_xor_sync(0xffffffffu, range.high, step));
-    range.depth = larger(range.depth, __shfl_xor_sync(0xffffffffu, range.depth, step));
-  }
-  return range;
-#else
-  Range range;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    range.high = larger(range.high, ranges[lane].high);
-    range.depth = larger(range.depth, ranges[lane].depth);
-  }
-  return range;
-#endif
-}
-
-// A lane's elements of one operand; copied whole, it is one access.
-template <class T>
-struct alignas(sizeof(T) * kEach < 16 ? sizeof(T) * kEach : 16) Pack {
-  T at[kEach];
-};
-
-// Which elements of a tensor a lane steps, and where they are.
-template <Path path>
-struct Place {
-  int64_t first;  // the lane's first element
-  int64_t numel;
-  const int64_t* layout;  // the tensor's record, for Path::strided
-
-  VSGD_FN Place(const Row& row, const int64_t* layouts, int64_t tile, int lane)
-      : first(tile + (path == Path::aligned ? lane * kEach : lane)), numel(row.numel), layout(layouts + row.layout) {}
-
-  VSGD_FN int64_t element(int j) const { return first + (path == Path::aligned ? j : j * kLanes); }
-
-  // Where element j of an operand is.
-  VSGD_FN int64_t offset(int operand, int j) const {
-    if (path != Path::strided) return element(j);
-    const Layout record(layout);
-    int64_t index = element(j), offset = 0;
-    VSGD_NO_UNROLL for (int64_t d = record.dims - 1; d >= 0; --d) {
-      offset += index % record.sizes[d] * record.of(operand)[d];
-      index /= record.sizes[d];
-    }
-    return offset;
-  }
-
-  // kWhole: all of the lane's elements are there, side by side.
-  template <bool kWhole, class T>
-  VSGD_FN Pack<T> load(int64_t address, int operand) const {
-    const T* base = reinterpret_cast<const T*>(address);
-    if (kWhole) return *reinterpret_cast<const Pack<T>*>(base + first);
-    Pack<T> pack{};
-    VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-      if (element(j) < numel) pack.at[j] = base[offset(operand, j)];
-    return pack;
-  }
-
-  template <bool kWhole, class T>
-  VSGD_FN void store(int64_t address, int operand, const Pack<T>& pack) const {
-    T* base = reinterpret_cast<T*>(address);
-    if (kWhole) {
-      *reinterpret_cast<Pack<T>*>(base + first) = pack;
-    } else {
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-        if (element(j) < numel) base[offset(operand, j)] = pack.at[j];
-    }
-  }
-};
 
 // One tile of one tensor, by one warp.
 template <class Rule, class P, Format format, Path path, bool kWhole>

@@ -211,8 +211,9 @@ def test_stationary(problem):
 
 
 @pytest.mark.parametrize("style", CODED)
-def test_rounding_to_nearest_is_not_stationary(style, steps=4000):
+def test_rounding_to_nearest_is_not_stationary(style):
     """What the test above would show if rounding froze the averages."""
+    steps = 4000
     rule = rules.VSGD
     row = [1e-2, 0.0, 1e-8, False, 30.0, 1e-8, 0.81, 0.9, 1e-4]
     results = []

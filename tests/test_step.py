@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.cases import (
+    CASES,
     SIZES,
     assert_stepped,
     available_isas,

@@ -26,7 +26,8 @@ class Batch:
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
         lows: for each 16-bit parameter its `low` (see formats.py), None for the others; same shape and device.
-        states: for each parameter its states in the rule's order, in a format of state_formats.py; same shape and device.
+        states: for each parameter its states in the rule's order, in a format of state_formats.py; same shape and
+            device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional; on the CPU, or on the
             parameters' device where `capturable`.
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.

@@ -43,8 +43,9 @@ def convert(
         own_groups: its groups; their `state_format` stays theirs.
 
     Returns:
-        A state_dict with states in the format of their group, on the parameters' devices and in their layouts, each inside an
-        `Exact`; a step count for each parameter that has states; and groups with the settings of this package.
+        A state_dict with states in the format of their group, on the parameters' devices and in their layouts, each
+        inside an `Exact`; a step count for each parameter that has states; and groups with the settings of this
+        package.
 
     Raises:
         ValueError: states are missing, have another shape, hold rates that are not positive, were saved by another

@@ -133,8 +133,8 @@ class FusedOptimizer(Optimizer):
 
     def _is_in_another_format(self, state: dict[str, Any], param: Tensor, style: str) -> bool:
         """Whether a group's format has changed; a state that does not fit its parameter is left for the checks."""
-        states = [state.get(key) for key in self.rule.states]
-        if not all(isinstance(own, Tensor) and own.shape == param.shape for own in states):
+        states = [own for key in self.rule.states if isinstance(own := state.get(key), Tensor)]
+        if len(states) < len(self.rule.states) or any(own.shape != param.shape for own in states):
             return False
         return state_formats.format_of(states) != style
 

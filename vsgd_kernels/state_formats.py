@@ -161,7 +161,8 @@ def _from_memory_order(flat: Tensor, like: Tensor) -> Tensor:
 
 def _order(tensor: Tensor) -> list[int]:
     """Dimensions by descending strides; those of one element lie anywhere."""
-    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d) if tensor.shape[d] != 1 else 0)
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda d: 0 if tensor.shape[d] == 1 else -strides[d])
 
 
 def _encode_bf16(flat: Tensor, random: Tensor) -> Tensor:

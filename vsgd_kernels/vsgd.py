@@ -58,12 +58,13 @@ class VSGD(FusedOptimizer):
         capturable: keep step counts on the parameters' device and read a tensor `lr` there, so that a step never waits
             for the device and a CUDA graph can be made of it, after one step outside of the graph. Replays follow a
             tensor `lr` that is on the device; all other settings are those of the capture.
-        state_format: how the states are kept: "fp32", 12 bytes a parameter; "bf16", 6; "q8", 8-bit codes in blocks, 3.1.
-            Parameters of fewer than 4096 elements, and those of float64, keep theirs in the dtype they are computed in.
+        state_format: how the states are kept: "fp32", 12 bytes a parameter; "bf16", 6; "q8", 8-bit codes in blocks,
+            3.1. Parameters of fewer than 4096 elements, and of float64, keep theirs in the dtype they are computed in.
         seed: at least 0; of the stochastic rounding of "bf16" and "q8". The same seed gives the same bits on every
             backend.
-        backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable VSGD_KERNELS_BACKEND
-            names, or else the fastest for each parameter's device. `python -m vsgd_kernels env` lists them.
+        backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable
+            VSGD_KERNELS_BACKEND names, or else the fastest for each parameter's device. `python -m vsgd_kernels env`
+            lists them.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.

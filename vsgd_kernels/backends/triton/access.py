@@ -23,6 +23,7 @@ def entry(at):
 
 @triton.jit
 def pointer(address, dtype: tl.constexpr, ALIGN: tl.constexpr):
+    """A pointer to an address of which it is known that ALIGN divides it."""
     return tl.multiple_of(address.to(tl.pointer_type(dtype)), ALIGN)
 
 
@@ -47,6 +48,7 @@ def offsets_of(row, layouts, index, operand: tl.constexpr, STRIDED: tl.constexpr
 # The hint on the masked path changes next to nothing at run time; it tells the paths apart in the machine code.
 @triton.jit
 def load(at, mask, MASKED: tl.constexpr):
+    """Elements of a tensor; where they are masked out, 1."""
     if MASKED:
         return tl.load(at, mask=mask, other=1.0, eviction_policy="evict_first")
     else:
@@ -55,6 +57,7 @@ def load(at, mask, MASKED: tl.constexpr):
 
 @triton.jit
 def store(at, value, mask, MASKED: tl.constexpr):
+    """Writes elements of a tensor."""
     if MASKED:
         tl.store(at, value, mask=mask, eviction_policy="evict_first")
     else:

@@ -1,111 +1,20 @@
-"""On a GPU: every backend against the reference in float64, graphs, streams, large tensors and many."""
+"""How a step runs on a GPU: graphs, streams, launches, and without waiting for the device."""
 
 import copy
 
 import pytest
 import torch
 
-from tests.cases import (
-    CASES,
-    SIZES,
-    check_step,
-    extreme_gradients,
-    gradient,
-    layouts,
-    make_params,
-    step_counts,
-)
-from vsgd_kernels import backends
-from vsgd_kernels.batch import DTYPES
+from tests.cases import CASES, check_step, gradient, make_params, step_counts
+from tests.gpu.tensors import GPU, give_gradients, on_gpu, values_of
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
-
-
-@pytest.fixture(params=["triton", "cuda"])
-def backend(request):
-    reason = backends.BACKENDS[request.param].why_unavailable()
-    assert reason is None, reason
-    return request.param
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request):
-    return request.param
-
-
-def on_gpu(tensors):
-    params = [torch.nn.Parameter(t.cuda()) for t in tensors]
-    assert all(p.stride() == t.stride() for p, t in zip(params, tensors, strict=True) if t.is_contiguous())
-    return params
-
-
-def give_gradients(params, generator):
-    for param in params:
-        param.grad = gradient(param, generator)
-
-
-def values_of(optimizer, params):
-    return [t.clone() for p in params for t in (p.detach(), *optimizer.state[p].values())]
+pytestmark = GPU
 
 
 def sync_is_an_error():
     """Makes torch raise where the host would wait for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-
-
-@pytest.fixture(autouse=True)
-def sync_is_allowed_again():
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("name", ["triton", "cuda", "eager"])
-@pytest.mark.parametrize("capturable", [False, True])
-def test_sizes(case, dtype, name, capturable, generator):
-    params = on_gpu([torch.randn(n, generator=generator).to(dtype) for n in SIZES])
-    optimizer = case.optimizer(params, **case.settings, capturable=capturable, backend=name)
-    for _ in range(3):
-        give_gradients(params, generator)
-        check_step(optimizer, params)
-
-
-@pytest.mark.parametrize("name", ["triton", "cuda", "eager"])
-def test_layouts(case, dtype, name, generator):
-    """As views of GPU memory, with the strides that they have on the CPU."""
-
-    def moved(tensor):
-        base = torch.zeros(tensor.untyped_storage().nbytes() // tensor.element_size(), dtype=dtype, device="cuda")
-        return base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(tensor)
-
-    def moved_gradient(tensor):
-        storage = tensor.untyped_storage()
-        base = torch.tensor([], dtype=dtype).set_(storage).cuda()
-        return base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    pairs = layouts(dtype, generator).values()
-    params = [torch.nn.Parameter(moved(p)) for p, _ in pairs]
-    optimizer = case.optimizer(params, lr=1e-2, backend=name)
-    for _ in range(3):
-        for param, (_, grad) in zip(params, pairs, strict=True):
-            param.grad = moved_gradient(grad)
-        check_step(optimizer, params)
-
-
-def test_backends_give_the_same_bits(case, dtype, generator):
-    """Triton, CUDA and the CPU, extreme gradients included."""
-    grads = torch.cat([gradient(torch.empty(5001), generator), extreme_gradients()]).to(dtype)
-    outcomes = []
-    for name, device in (("cpp", "cpu"), ("triton", "cuda"), ("cuda", "cuda")):
-        param = torch.nn.Parameter(torch.linspace(-3, 3, len(grads)).to(dtype).to(device))
-        optimizer = case.optimizer([param], **case.settings, backend=name)
-        for _ in range(3):
-            param.grad = grads.to(device)
-            optimizer.step()
-        outcomes.append([t.cpu() for t in (param.detach(), *optimizer.state[param].values())])
-    for other in outcomes[1:]:
-        for a, b in zip(outcomes[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_graph(case, backend, dtype, generator):
@@ -244,38 +153,6 @@ def test_two_streams(case, backend, generator, capturable):
             assert torch.equal(a, b)
 
 
-def test_more_elements_than_32_bits_count(case, backend, generator):
-    """Both ends of a bf16 tensor of more than 2^31 elements, against a small tensor of the same elements."""
-    if torch.cuda.mem_get_info()[0] < 50 * 2**30:
-        pytest.skip("needs 50 GiB of free GPU memory")
-    n, end = 2**31 + 4099, 1000
-    small = on_gpu([torch.randn(2 * end, generator=generator).bfloat16()])
-    big = [torch.nn.Parameter(torch.zeros(n, dtype=torch.bfloat16, device="cuda"))]
-    with torch.no_grad():
-        big[0][:end], big[0][-end:] = small[0][:end], small[0][end:]
-    optimizers = [case.optimizer(p, lr=1e-2, backend=backend) for p in (small, big)]
-    big[0].grad = torch.zeros_like(big[0])
-    for _ in range(2):
-        give_gradients(small, generator)
-        big[0].grad[:end], big[0].grad[-end:] = small[0].grad[:end], small[0].grad[end:]
-        for optimizer in optimizers:
-            optimizer.step()
-    for key in ("param", "low", *case.optimizer.rule.states):
-        a, b = (o.param_groups[0]["params"][0] if key == "param" else o.state[p[0]][key]
-                for o, p in zip(optimizers, (small, big), strict=True))  # fmt: skip
-        assert torch.equal(a[:end], b[:end]), key
-        assert torch.equal(a[end:], b[-end:]), key
-    assert (big[0][end:-end] == 0).all()
-
-
-def test_ten_thousand_tensors(case, backend, generator):
-    params = on_gpu([torch.randn(1 + i % 97, generator=generator) for i in range(10_000)])
-    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
-    for _ in range(2):
-        give_gradients(params, generator)
-        check_step(optimizer, params)
-
-
 @pytest.mark.parametrize(("capturable", "launches"), [(False, 1), (True, 2)])
 def test_launches(case, backend, generator, capturable, launches):
     """A uniform model is stepped in one launch, and one more where the device counts."""
@@ -288,34 +165,6 @@ def test_launches(case, backend, generator, capturable, launches):
         torch.cuda.synchronize()
     kernels = [e.name for e in profile.events() if not e.name.startswith(("Mem", "cuda", "cu"))]
     assert len(kernels) == launches, kernels
-
-
-def test_moved_to_another_device(case, backend, generator):
-    """A state that stayed behind is refused; one that a checkpoint brings along is moved."""
-    params = make_params(generator)
-    optimizer = case.optimizer(params, lr=1e-2)
-    check_step(optimizer, params)
-    saved = copy.deepcopy(optimizer.state_dict())
-    for param in params:
-        param.data, param.grad = param.data.cuda(), None
-    give_gradients(params, generator)
-    with pytest.raises(ValueError, match=r"must be on the parameter's device cuda:0, got cpu"):
-        optimizer.step()
-    for capturable in (False, True):
-        moved = case.optimizer(params, lr=1e-2, backend=backend)
-        moved.load_state_dict(saved)
-        moved.param_groups[0]["capturable"] = capturable
-        check_step(moved, params)
-        assert step_counts(moved, params) == [2, 2, 2]
-
-
-def test_mixed_devices(case, generator):
-    params = [*make_params(generator), *on_gpu([p.detach() for p in make_params(generator)])]
-    give_gradients(params, generator)
-    optimizer = case.optimizer(params, lr=1e-2)
-    for _ in range(2):
-        check_step(optimizer, params)
-    assert {launch.backend.name for launch, _ in optimizer._plan._launches} == {"cpp", "triton"}
 
 
 def test_grad_scaler(backend):

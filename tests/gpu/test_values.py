@@ -1,0 +1,138 @@
+"""What a step computes on a GPU: against the reference in float64, and against the CPU to the bit."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params, step_counts
+from tests.gpu.tensors import GPU, give_gradients, on_gpu, values_of
+
+pytestmark = GPU
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda", "eager"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_sizes(case, dtype, name, capturable, generator):
+    params = on_gpu([torch.randn(n, generator=generator).to(dtype) for n in SIZES])
+    optimizer = case.optimizer(params, **case.settings, capturable=capturable, backend=name)
+    for _ in range(3):
+        give_gradients(params, generator)
+        check_step(optimizer, params)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda", "eager"])
+def test_layouts(case, dtype, name, generator):
+    """As views of GPU memory, with the strides that they have on the CPU."""
+
+    def moved(tensor):
+        base = torch.zeros(tensor.untyped_storage().nbytes() // tensor.element_size(), dtype=dtype, device="cuda")
+        return base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(tensor)
+
+    def moved_gradient(tensor):
+        storage = tensor.untyped_storage()
+        base = torch.tensor([], dtype=dtype).set_(storage).cuda()
+        return base.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    pairs = layouts(dtype, generator).values()
+    params = [torch.nn.Parameter(moved(p)) for p, _ in pairs]
+    optimizer = case.optimizer(params, lr=1e-2, backend=name)
+    for _ in range(3):
+        for param, (_, grad) in zip(params, pairs, strict=True):
+            param.grad = moved_gradient(grad)
+        check_step(optimizer, params)
+
+
+def test_backends_give_the_same_bits(case, dtype, generator):
+    """Triton, CUDA and the CPU, extreme gradients included."""
+    grads = torch.cat([gradient(torch.empty(5001), generator), extreme_gradients()]).to(dtype)
+    outcomes = []
+    for name, device in (("cpp", "cpu"), ("triton", "cuda"), ("cuda", "cuda")):
+        param = torch.nn.Parameter(torch.linspace(-3, 3, len(grads)).to(dtype).to(device))
+        optimizer = case.optimizer([param], **case.settings, backend=name)
+        for _ in range(3):
+            param.grad = grads.to(device)
+            optimizer.step()
+        outcomes.append([t.cpu() for t in (param.detach(), *optimizer.state[param].values())])
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("style", ["bf16", "q8"])
+def test_formats_give_the_same_bits(case, dtype, style, generator):
+    """Codes and parameters of the CPU's kernel, tails and several chunks among them."""
+    start = [torch.randn(n, generator=generator).to(dtype) for n in (4096, 4097, 20_000, 100_001)]
+    grads = [[gradient(t, generator) for t in start] for _ in range(3)]
+    outcomes = []
+    for name, device in (("cpp", "cpu"), ("triton", "cuda"), ("cuda", "cuda")):
+        params = [torch.nn.Parameter(t.to(device)) for t in start]
+        optimizer = case.optimizer(params, **case.settings, state_format=style, seed=3, backend=name)
+        for new in grads:
+            for param, grad in zip(params, new, strict=True):
+                param.grad = grad.to(device)
+            optimizer.step()
+        outcomes.append([value.cpu() for value in values_of(optimizer, params)])
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_more_elements_than_32_bits_count(case, backend, generator):
+    """Both ends of a bf16 tensor of more than 2^31 elements, against a small tensor of the same elements."""
+    if torch.cuda.mem_get_info()[0] < 50 * 2**30:
+        pytest.skip("needs 50 GiB of free GPU memory")
+    n, end = 2**31 + 4099, 1000
+    small = on_gpu([torch.randn(2 * end, generator=generator).bfloat16()])
+    big = [torch.nn.Parameter(torch.zeros(n, dtype=torch.bfloat16, device="cuda"))]
+    with torch.no_grad():
+        big[0][:end], big[0][-end:] = small[0][:end], small[0][end:]
+    optimizers = [case.optimizer(p, lr=1e-2, backend=backend) for p in (small, big)]
+    big[0].grad = torch.zeros_like(big[0])
+    for _ in range(2):
+        give_gradients(small, generator)
+        big[0].grad[:end], big[0].grad[-end:] = small[0].grad[:end], small[0].grad[end:]
+        for optimizer in optimizers:
+            optimizer.step()
+    for key in ("param", "low", *case.optimizer.rule.states):
+        a, b = (o.param_groups[0]["params"][0] if key == "param" else o.state[p[0]][key]
+                for o, p in zip(optimizers, (small, big), strict=True))  # fmt: skip
+        assert torch.equal(a[:end], b[:end]), key
+        assert torch.equal(a[end:], b[-end:]), key
+    assert (big[0][end:-end] == 0).all()
+
+
+def test_ten_thousand_tensors(case, backend, generator):
+    params = on_gpu([torch.randn(1 + i % 97, generator=generator) for i in range(10_000)])
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    for _ in range(2):
+        give_gradients(params, generator)
+        check_step(optimizer, params)
+
+
+def test_moved_to_another_device(case, backend, generator):
+    """A state that stayed behind is refused; one that a checkpoint brings along is moved."""
+    params = make_params(generator)
+    optimizer = case.optimizer(params, lr=1e-2)
+    check_step(optimizer, params)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for param in params:
+        param.data, param.grad = param.data.cuda(), None
+    give_gradients(params, generator)
+    with pytest.raises(ValueError, match=r"must be on the parameter's device cuda:0, got cpu"):
+        optimizer.step()
+    for capturable in (False, True):
+        moved = case.optimizer(params, lr=1e-2, backend=backend)
+        moved.load_state_dict(saved)
+        moved.param_groups[0]["capturable"] = capturable
+        check_step(moved, params)
+        assert step_counts(moved, params) == [2, 2, 2]
+
+
+def test_mixed_devices(case, generator):
+    params = [*make_params(generator), *on_gpu([p.detach() for p in make_params(generator)])]
+    give_gradients(params, generator)
+    optimizer = case.optimizer(params, lr=1e-2)
+    for _ in range(2):
+        check_step(optimizer, params)
+    assert {launch.backend.name for launch, _ in optimizer._plan._launches} == {"cpp", "triton"}

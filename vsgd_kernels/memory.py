@@ -1,0 +1,79 @@
+"""What training takes in bytes: `python -m vsgd_kernels memory --params 7e9 --dtype bf16`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .formats import LOW_DTYPE, has_low
+from .rules import VSGD, Rule, arithmetic_dtype
+from .state_formats import FORMATS, SMALLEST
+
+
+class Usage(NamedTuple):
+    """Bytes of one optimizer on one model.
+
+    Attributes:
+        optimizer: what it is called.
+        params, grads: of the parameters and their gradients.
+        states: of the optimizer's states, their blocks included.
+        masters: of what 16-bit parameters are completed by.
+    """
+
+    optimizer: str
+    params: float
+    grads: float
+    states: float
+    masters: float
+
+    @property
+    def total(self) -> float:
+        """Of all."""
+        return self.params + self.grads + self.states + self.masters
+
+
+def usage(params: Iterable[Tensor], rule: Rule = VSGD) -> list[Usage]:
+    """What a model takes with this package's optimizers in each state format, and with AdamW.
+
+    Args:
+        params: the model's parameters, for instance `model.parameters()`; those on the meta device count too.
+        rule: of the optimizer.
+
+    Returns:
+        A `Usage` for each state format, for AdamW with states in the parameters' dtype, as torch keeps them, and for
+        AdamW with 8-bit states in blocks of 256 (bitsandbytes' layout: 1 byte, and a float32 each block and state).
+    """
+    return _usage([(param.dtype, param.numel()) for param in params], rule)
+
+
+def usage_of_count(params: float, dtype: torch.dtype, rule: Rule = VSGD) -> list[Usage]:
+    """As `usage`, for a number of parameters of one dtype, in tensors none of which is small."""
+    return _usage([(dtype, params)], rule)
+
+
+def _usage(tensors: list[tuple[torch.dtype, float]], rule: Rule) -> list[Usage]:
+    own = sum(dtype.itemsize * n for dtype, n in tensors)
+    masters = sum(LOW_DTYPE.itemsize * n for dtype, n in tensors if has_low(dtype))
+    rows = []
+    for name, width in FORMATS.items():
+        states = sum(len(rule.states) * _state_bytes(name, width, dtype, n) * n for dtype, n in tensors)
+        rows.append(Usage(f"{rule.name.upper()}, {name}", own, own, states, masters))
+    eight_bit = sum(2 * (1 + 4 / 256 if n >= SMALLEST else dtype.itemsize) * n for dtype, n in tensors)
+    return [*rows, Usage("AdamW", own, own, 2 * own, 0), Usage("AdamW, 8-bit", own, own, eight_bit, 0)]
+
+
+def _state_bytes(name: str, width: float, dtype: torch.dtype, n: float) -> float:
+    coded = name != "fp32" and dtype != torch.float64 and n >= SMALLEST
+    return width if coded else arithmetic_dtype(dtype).itemsize
+
+
+def as_text(rows: list[Usage]) -> str:
+    """The rows as a table, in GB of 10^9 bytes."""
+    lines = [f"{'':14}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
+    for row in rows:
+        sizes = (row.params, row.grads, row.states, row.masters, row.total)
+        lines.append(f"{row.optimizer:14}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
+    return "\n".join(lines)
