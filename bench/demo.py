@@ -7,7 +7,7 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -72,6 +72,25 @@ class Run:
         return self.validations[max(self.validations)]
 
 
+class Data(NamedTuple):
+    """A text as numbers of its characters, the last tenth for validation; how many characters there are; its origin."""
+
+    training: Tensor
+    validation: Tensor
+    vocabulary: int
+    source: str
+
+
+def load_data() -> Data:
+    """The text of `text.load_text`."""
+    text, source = load_text(CACHE)
+    vocabulary = sorted(set(text))
+    code = {character: i for i, character in enumerate(vocabulary)}
+    data = torch.tensor([code[character] for character in text])
+    split = len(data) * 9 // 10
+    return Data(data[:split], data[split:], len(vocabulary), source)
+
+
 def batches(data: Tensor, n: int, seed: int) -> list[Tensor]:
     """n batches [BATCH, CONTEXT + 1] from random places of the text."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,9 +107,10 @@ def validate(model: nn.Module, validation: list[Tensor]) -> float:
     return statistics.fmean(loss_of(model, batch).item() for batch in validation)
 
 
-def train(name: str, model: nn.Module, training: list[Tensor], validation: list[Tensor]) -> Run:
-    make, settings = OPTIMIZERS[name]
-    optimizer = make(model.parameters(), **settings)
+def train(
+    name: str, model: nn.Module, optimizer: torch.optim.Optimizer, training: list[Tensor], validation: list[Tensor]
+) -> Run:
+    """Steps once for each training batch, under a progress bar of that name."""
     run = Run()
     every = max(1, len(training) // VALIDATIONS)
     bar = tqdm(training, desc=name, unit="step")
@@ -164,21 +184,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the plot (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    text, source = load_text(CACHE)
-    vocabulary = sorted(set(text))
-    code = {character: i for i, character in enumerate(vocabulary)}
-    data = torch.tensor([code[character] for character in text])
-    split = len(data) * 9 // 10
-    training, validation = batches(data[:split], args.steps, seed=1), batches(data[split:], VALIDATION_BATCHES, seed=2)
+    data = load_data()
+    training = batches(data.training, args.steps, seed=1)
+    validation = batches(data.validation, VALIDATION_BATCHES, seed=2)
 
-    print(f"Text: {source}, {len(text):,} characters.")
-    print(f"VSGD's backend: {backends.choose(None, data.device).name}. {torch.get_num_threads()} threads.", flush=True)
+    print(f"Text: {data.source}, {len(data.training) + len(data.validation):,} characters.")
+    backend = backends.choose(None, data.training.device).name
+    print(f"VSGD's backend: {backend}. {torch.get_num_threads()} threads.", flush=True)
 
     runs = {}
     for name in OPTIMIZERS:
         torch.manual_seed(0)
-        model = CharTransformer(len(vocabulary))
-        runs[name] = train(name, model, training, validation)
+        model = CharTransformer(data.vocabulary)
+        make, settings = OPTIMIZERS[name]
+        runs[name] = train(name, model, make(model.parameters(), **settings), training, validation)
     size = sum(param.numel() for param in model.parameters())
     plot(runs, f"Character transformer, {size:,} parameters", args.out)
     print(f"\n{report(runs)}\nThe curves are in {args.out}.")

@@ -64,7 +64,7 @@ def test_traced_program_mutates_what_it_should(case, generator, backend):
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def program(params, grads, lows, states, steps, hyper):
-        OP(params, grads, lows, states, steps, hyper, operands["groups"], operands["rule"], operands["backend"])
+        OP(params, grads, lows, states, [], steps, hyper, operands["groups"], operands["rule"], operands["backend"])
         return [p * 2 for p in params]
 
     doubled = program(*(operands[k] for k in ("params", "grads", "lows", "states", "steps", "hyper")))
@@ -86,6 +86,7 @@ def test_no_tensors_nothing_to_do(case, generator, backend):
         ({"backend": "none"}, ValueError, "backend must be one of .*, got 'none'"),
         ({"groups": [0]}, ValueError, r"must have .* entries for these params, got \[4, 2, 12, 4, 1\]"),
         ({"steps": [torch.zeros(())] * 3}, ValueError, r"got \[4, 2, 12, 3, 4\]"),
+        ({"blocks": [torch.zeros(1)]}, ValueError, "blocks must have 0 entries for these states, got 1"),
         ({"groups": [0, 0, 0, 1]}, ValueError, r"groups must be rows of hyper, 0 to 0, got 1"),
         ({"hyper": torch.zeros(1, 3, dtype=torch.float64)}, ValueError, r"hyper must be float64 .*\(1, 3\)"),
         ({"hyper": torch.zeros(1, 9)}, ValueError, "hyper must be float64 .*torch.float32"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vsgd_kernels
-from vsgd_kernels import VSGD, __main__, backends
+from vsgd_kernels import VSGD, __main__, backends, memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +63,63 @@ def test_env(capsys, monkeypatch):
     assert "no: no compiled kernels; build them" in out
     assert torch.cuda.is_available() or "no: torch sees no GPU" in out
     assert "VSGD_KERNELS_BACKEND='cpp' is not available: no compiled kernels" in out
+
+
+def test_no_cuda_code(capsys, monkeypatch):
+    """A CPU build names the reason, refuses the backend where it is asked for, and steps without it."""
+    cuda = backends.BACKENDS["cuda"]
+    monkeypatch.setattr(cuda, "on_host", False)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
+    assert __main__.main(["env"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("cuda "))
+    assert "has no CUDA code; with nvcc installed, `VSGD_KERNELS_CUDA=1" in line
+    with pytest.raises(RuntimeError, match="backend='cuda' is not available: .* has no CUDA code"):
+        VSGD([leaf()], backend="cuda")
+    assert chosen_by(VSGD([leaf()])) == {"cpp"}
+
+
+def test_no_compiler_for_triton(monkeypatch):
+    triton = backends.BACKENDS["triton"]
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "finds none; install gcc or clang, or set CC" in triton.why_unavailable()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (["--params", "7e9", "--dtype", "bf16"], {"VSGD, q8": (14.0, 14.0, 21.656, 14.0, 63.656)}),
+        (["--params", "1e9"], {"VSGD, fp32": (4.0, 4.0, 12.0, 0.0, 20.0), "AdamW": (4.0, 4.0, 8.0, 0.0, 16.0)}),
+    ],
+)
+def test_memory(capsys, arguments, rows):
+    assert __main__.main(["memory", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, sizes in rows.items():
+        (line,) = (line for line in lines if line.startswith(f"{name}  "))
+        assert tuple(map(float, line[len(name) :].split())) == sizes
+
+
+def test_memory_of_a_model_is_what_its_optimizer_holds():
+    model = torch.nn.Sequential(torch.nn.Linear(100, 300), torch.nn.Linear(300, 3)).bfloat16()
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    for style, row in zip(("fp32", "bf16", "q8"), memory.usage(model.parameters()), strict=False):
+        optimizer = VSGD(model.parameters(), lr=1e-2, state_format=style)
+        optimizer.step()
+        states = [optimizer.state[p] for p in model.parameters()]
+        assert row.masters == sum(state["low"].nbytes for state in states)
+        held = sum(v.nbytes for state in states for k, v in state.items() if k not in ("step", "low"))
+        # A last block that is not full costs a whole word.
+        assert row.states <= held <= row.states + 3 * 4 * len(states), row.optimizer
+
+
+@pytest.mark.parametrize("params", ["0", "-1", "inf", "nan"])
+def test_memory_refused(capsys, params):
+    with pytest.raises(SystemExit):
+        __main__.main(["memory", "--params", params])
+    assert "--params must be greater than 0 and finite" in capsys.readouterr().err
 
 
 def run(python, code, **env):
