@@ -72,8 +72,8 @@ def summary(results: dict[str, Any]) -> str:
     env = results["environment"]
     head = (
         f"Final validation loss in nats a character of a character transformer on {env['source']}: "
-        f"{results['rows'][0]['steps']} steps, {len(reference)} seeds, lr {env['lr']}. {env['cpu']}, torch {env['torch']}. "
-        '"Within seeds": whether the mean lies between fp32\'s best and worst seed.'
+        f"{results['rows'][0]['steps']} steps, {len(reference)} seeds, lr {env['lr']}. {env['cpu']}, torch "
+        f'{env["torch"]}. "Within seeds": whether the mean lies between fp32\'s best and worst seed.'
     )
     table = tabulate(rows, headers, tablefmt="github", floatfmt=("", ".2f", ".4f", ".4f", "+.4f", ""))
     return f"{head}\n\n{table}\n"

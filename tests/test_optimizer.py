@@ -213,5 +213,6 @@ def test_swap_is_the_authors_signature():
     group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     assert group == {
         "lr": 0.02, "ghattg": 30.0, "ps": 1e-8, "tau1": 0.81, "tau2": 0.9, "weight_decay": 0.0, "eps": 1e-8,
-        "shape_offset": 1e-4, "maximize": False, "capturable": False,
+        "shape_offset": 1e-4, "maximize": False, "capturable": False, "state_format": "fp32", "seed": 0,
+        "state_version": 1,
     }  # fmt: skip

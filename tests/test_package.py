@@ -73,7 +73,7 @@ def test_no_cuda_code(capsys, monkeypatch):
     assert __main__.main(["env"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("cuda "))
     assert "has no CUDA code; with nvcc installed, `VSGD_KERNELS_CUDA=1" in line
-    with pytest.raises(RuntimeError, match="backend='cuda' is not available: .* has no CUDA code"):
+    with pytest.raises(RuntimeError, match=r"backend='cuda' is not available: .* has no CUDA code"):
         VSGD([leaf()], backend="cuda")
     assert chosen_by(VSGD([leaf()])) == {"cpp"}
 
