@@ -66,7 +66,7 @@ def summary(results: dict[str, Any]) -> str:
         "state B / parameter",
         "validation loss",
         "sd over seeds",
-        "difference to fp32",
+        "minus fp32's",
         "within seeds",
     ]
     env = results["environment"]
@@ -87,10 +87,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for style in FORMATS:
+    for style, dashes in zip(FORMATS, ("-", "--", ":"), strict=True):  # they lie upon each other
         runs = [smooth(row["losses"]) for row in results["rows"] if row["format"] == style]
         steps = range(1, len(runs[0]) + 1)
-        line = axes.plot(steps, [statistics.fmean(at) for at in zip(*runs, strict=True)], label=style)[0]
+        line = axes.plot(steps, [statistics.fmean(at) for at in zip(*runs, strict=True)], dashes, label=style)[0]
         low, high = ([f(at) for at in zip(*runs, strict=True)] for f in (min, max))
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
     axes.set_ylim(top=3.2)  # the fall of the first steps would squeeze everything else

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from bench import stationarity
 from tests.cases import ROUNDINGS, STATIONARITY, available_isas, extreme_gradients, gradient
-from vsgd_kernels import VSGD, backends, reference, rules, state_formats
+from vsgd_kernels import VSGD, backends, rules, state_formats
 from vsgd_kernels.noise import Noise, stream, tensor_key
 
 CODED = ["bf16", "q8"]
@@ -180,58 +181,22 @@ def test_random_bits_are_uniform_and_independent():
     assert ((counts - 3125) ** 2 / 3125).sum() < 63 + ROUNDINGS * math.sqrt(2 * 63)
 
 
-def problem_gradients(problem, generator, steps, n=4096):
-    """Noise of 1e-2 around a mean of 2e-3, of one scale or of scales over ten octaves."""
-    scale = torch.ones(n) if problem == "equal" else 2.0 ** (torch.rand(n, generator=generator) * 10 - 5)
-    for _ in range(steps):
-        yield (torch.randn(n, generator=generator) * 1e-2 + 2e-3) * scale
-
-
-def stationary_step(problem, style, steps=20_000, last=500):
-    """Mean and spread over elements of the step that is taken, once the averages have settled."""
-    param = torch.nn.Parameter(torch.zeros(4096))
-    optimizer = VSGD([param], lr=1e-2, state_format=style, backend="cpp")
-    total = torch.zeros_like(param)
-    for t, param.grad in enumerate(problem_gradients(problem, torch.Generator().manual_seed(1), steps)):
-        optimizer.step()
-        if t >= steps - last:
-            (posterior,) = optimizer.get_current_posterior()
-            total += posterior.mean / (posterior.mean**2 + posterior.variance).sqrt()
-    mean = total.detach() / last
-    return mean.mean().item(), mean.std().item()
-
-
-@pytest.mark.parametrize("problem", ["equal", "mixed"])
+@pytest.mark.parametrize("problem", stationarity.PROBLEMS)
 def test_stationary(problem):
-    wanted = stationary_step(problem, "fp32")
+    """After 20,000 steps the step that is taken is float32's."""
+    wanted = stationarity.settled(problem, "fp32")
     for style in CODED:
-        mean, spread = stationary_step(problem, style)
+        mean, spread = stationarity.settled(problem, style)
         assert mean == pytest.approx(wanted[0], rel=STATIONARITY["mean"]), style
         assert spread == pytest.approx(wanted[1], rel=STATIONARITY["spread"]), style
 
 
 @pytest.mark.parametrize("style", CODED)
 def test_rounding_to_nearest_is_not_stationary(style):
-    """What the test above would show if rounding froze the averages."""
-    steps = 4000
-    rule = rules.VSGD
-    row = [1e-2, 0.0, 1e-8, False, 30.0, 1e-8, 0.81, 0.9, 1e-4]
-    results = []
-    for name in ("fp32", style):
-        param = torch.zeros(4096)
-        entries = state_formats.initial(name, rule, param, rule.initial(row, torch.float32))
-        states, blocks = [entries[key] for key in rule.states], entries.get(state_formats.BLOCKS)
-        total = torch.zeros_like(param)
-        for t, grad in enumerate(problem_gradients("equal", torch.Generator().manual_seed(1), steps), 1):
-            scalars = rule.scalars(t, row, torch.float32)
-            old = tuple(state_formats.decode(rule, states, blocks))
-            _, new = reference.vsgd(param, grad, old, scalars)
-            state_formats.encode(rule, new, states, blocks, None)
-            if t > steps - 200:
-                _, variance = reference.vsgd_posterior(new[1], new[2], scalars.inv_a)
-                total += new[0] / (new[0] ** 2 + variance).sqrt()
-        results.append((total / 200).mean().item())
-    assert results[1] != pytest.approx(results[0], rel=5 * STATIONARITY["mean"])
+    """What the test above would show if rounding froze the averages; sooner than it would."""
+    mean, _ = stationarity.settled_in("equal", stationarity.nearest(style), steps=3000, last=200)
+    wanted, _ = stationarity.settled("equal", "fp32", steps=3000, last=200)
+    assert mean != pytest.approx(wanted, rel=5 * STATIONARITY["mean"])
 
 
 def test_refused():

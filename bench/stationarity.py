@@ -1,0 +1,128 @@
+"""The step that states in few bits settle at: `python -m bench.stationarity`.
+
+20,000 VSGD steps on independent gradients, on two problems: "equal", where all elements are alike, and "mixed", where
+their scales span ten octaves, so that a block's rates span twenty. What counts is the step that is taken, mean /
+sqrt(mean^2 + variance), averaged over the last 500: its mean over the elements, and its spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from vsgd_kernels import VSGD, reference, rules, state_formats
+from vsgd_kernels.noise import Noise, stream, tensor_key
+from vsgd_kernels.state_formats import CODES, FORMATS
+
+ELEMENTS, STEPS, LAST = 4096, 20_000, 500
+PROBLEMS = ("equal", "mixed")
+_ROW = [1e-2, 0.0, 1e-8, False, 30.0, 1e-8, 0.81, 0.9, 1e-4]  # VSGD's defaults, as a row of the hyper table
+
+Settled = tuple[float, float]
+#: (states, step) -> what is left of them after they were stored
+Store = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
+
+
+def gradients(problem: str, steps: int) -> Iterator[Tensor]:
+    """Noise of 1e-2 around a mean of 2e-3, scaled; the same ones each time."""
+    generator = torch.Generator().manual_seed(1)
+    octaves = torch.rand(ELEMENTS, generator=generator) * 10 - 5 if problem == "mixed" else torch.zeros(ELEMENTS)
+    for _ in range(steps):
+        yield (torch.randn(ELEMENTS, generator=generator) * 1e-2 + 2e-3) * 2.0**octaves
+
+
+def settled(problem: str, style: str, steps: int = STEPS, last: int = LAST) -> Settled:
+    """Mean and spread of the step in one of the package's formats, by its own kernels."""
+    param = torch.nn.Parameter(torch.zeros(ELEMENTS))
+    optimizer = VSGD([param], lr=1e-2, state_format=style)
+    total = torch.zeros(ELEMENTS)
+    for t, param.grad in enumerate(gradients(problem, steps)):
+        optimizer.step()
+        if t >= steps - last:
+            (posterior,) = optimizer.get_current_posterior()
+            total += posterior.mean / (posterior.mean**2 + posterior.variance).sqrt()
+    return (total / last).mean().item(), (total / last).std().item()
+
+
+def settled_in(problem: str, store: Store, steps: int = STEPS, last: int = LAST) -> Settled:
+    """Mean and spread of the step where `store` stands for the format, in plain torch."""
+    states: Sequence[Tensor] = [torch.full((ELEMENTS,), x) for x in rules.VSGD.initial(_ROW, torch.float32)]
+    total = torch.zeros(ELEMENTS)
+    for t, grad in enumerate(gradients(problem, steps), 1):
+        scalars = rules.VSGD.scalars(t, _ROW, torch.float32)
+        _, new = reference.vsgd(grad, grad, tuple(states), scalars)
+        states = store(new, t)
+        if t > steps - last:
+            _, variance = reference.vsgd_posterior(states[1], states[2], scalars.inv_a)
+            total += states[0] / (states[0] ** 2 + variance).sqrt()
+    return (total / last).mean().item(), (total / last).std().item()
+
+
+def nearest(style: str) -> Store:
+    """A format of the package, rounded to nearest instead."""
+    kept, blocks = state_formats.empty(style, rules.VSGD, torch.empty(ELEMENTS))
+
+    def store(states: Sequence[Tensor], t: int) -> Sequence[Tensor]:
+        state_formats.encode(rules.VSGD, states, kept, blocks, None)
+        return state_formats.decode(rules.VSGD, kept, blocks)
+
+    return store
+
+
+def packed(mean_bits: int, rate_bits: int) -> Store:
+    """q8's codes in fewer bits, in blocks of as many elements, rounded stochastically."""
+    key = tensor_key(0, 0)
+
+    def store(states: Sequence[Tensor], t: int) -> Sequence[Tensor]:
+        bits = Noise.of(key, t).bits(ELEMENTS, torch.device("cpu"))
+        mean, *rates = (state.view(-1, CODES) for state in states)
+        random = [stream(bits, k).view(-1, CODES) for k in range(3)]
+        largest = 2.0 ** (mean_bits - 1) - 1
+        scale = mean.abs().amax(1, keepdim=True)
+        y = mean.abs() / scale * largest**2
+        code = y.sqrt().floor().clamp(max=largest - 1)
+        code += random[0] * 2.0**-32 * (2 * code + 1) < y - code**2
+        stored = [mean.sign() * (code / largest) ** 2 * scale]
+        for rate, r in zip(rates, random[1:], strict=True):
+            u = rate.contiguous().view(torch.int32).long()
+            low, high = u.amin(1, keepdim=True), u.amax(1, keepdim=True)
+            k = torch.full_like(low, 5)
+            for _ in range(24):
+                k += ((high - (low >> k << k) + (1 << k) - 1) >> k) >= 2**rate_bits
+            base = low >> k << k
+            stored.append((base + (((u - base + (r >> (32 - k))) >> k) << k)).int().view(torch.float32))
+        return [state.reshape(-1) for state in stored]
+
+    return store
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.stationarity", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
+    steps = parser.parse_args(argv).steps
+    measured: dict[str, list[Settled]] = {
+        style: [settled(problem, style, steps) for problem in PROBLEMS] for style in FORMATS
+    }
+    others = {
+        "bf16, to nearest": nearest("bf16"),
+        "q8, to nearest": nearest("q8"),
+        "2 bytes: mean 6 bits, rates 5": packed(6, 5),
+        "2 bytes: mean 4 bits, rates 6": packed(4, 6),
+    }
+    measured |= {name: [settled_in(problem, store, steps) for problem in PROBLEMS] for name, store in others.items()}
+    rows = []
+    for name, both in measured.items():
+        cells = [name]
+        for (mean, spread), (wanted, wanted_spread) in zip(both, measured["fp32"], strict=True):
+            cells += [f"{mean:.4f} ({mean / wanted - 1:+.1%})", f"{spread:.4f} ({spread / wanted_spread - 1:+.1%})"]
+        rows.append(cells)
+    headers = ["states", *(f"{problem}: {what}" for problem in PROBLEMS for what in ("step", "spread"))]
+    print(tabulate(rows, headers, tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
