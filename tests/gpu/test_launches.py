@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from bench.gpu_cost import kernels
 from tests.cases import CASES, check_step, gradient, make_params, step_counts
 from tests.gpu.tensors import GPU, give_gradients, on_gpu, values_of
 
@@ -160,11 +161,8 @@ def test_launches(case, backend, generator, capturable, launches):
     optimizer = case.optimizer(params, lr=1e-2, capturable=capturable, backend=backend)
     give_gradients(params, generator)
     optimizer.step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        optimizer.step()
-        torch.cuda.synchronize()
-    kernels = [e.name for e in profile.events() if not e.name.startswith(("Mem", "cuda", "cu"))]
-    assert len(kernels) == launches, kernels
+    names = kernels(optimizer.step)
+    assert len(names) == launches, names
 
 
 def test_grad_scaler(backend):
