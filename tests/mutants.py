@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/test_vectors.py", "tests/test_step.py", "tests/test_finite.py"]
+TESTS = [
+    *("tests/test_vectors.py", "tests/test_step.py", "tests/test_finite.py"),
+    *("tests/test_device.py", "tests/test_capturable.py", "tests/test_formats.py"),
+]
 
 #: file, what stands there, what takes its place
 MUTANTS = [
@@ -29,6 +32,18 @@ MUTANTS = [
     ("formats.h", "exponent_of(p) + 86u", "exponent_of(p) + 87u"),
     ("chunks.h", "(rows[i].numel + kBlock - 1) / kBlock", "rows[i].numel / kBlock"),
     ("step_cpu.cpp", "int64_t move = wraps ? 1 - layout_.sizes[d] : 1;", "int64_t move = 1;"),
+    ("noise.h", "x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;", "x = (x ^ (x >> 15)) * 0x846ca68bu;"),
+    ("states.h", "(random >> (32u - k))", "(1u << (k - 1u))"),
+    ("states.h", "if (!rate_fits(low, high, k)) ++k;", ""),
+    ("states.h", "up < y - float(c * c)", "0.5f < y - float(c * c)"),
+    ("states.h", "bits + (random >> 16);", "bits + 0x8000u;"),
+    ("step_device.h", "if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;", "*counter = t;"),
+    ("step_device.h", "first += kWarps * kTile", "first += 2 * kWarps * kTile"),
+    (
+        "lanes.h",
+        "if (element(j) < numel) base[offset(operand, j)] = pack.at[j];",
+        "base[offset(operand, j)] = pack.at[j];",
+    ),
 ]
 
 
