@@ -90,9 +90,8 @@ def packed(mean_bits: int, rate_bits: int) -> Store:
         for rate, r in zip(rates, random[1:], strict=True):
             u = rate.contiguous().view(torch.int32).long()
             low, high = u.amin(1, keepdim=True), u.amax(1, keepdim=True)
-            k = torch.full_like(low, 5)
-            for _ in range(24):
-                k += ((high - (low >> k << k) + (1 << k) - 1) >> k) >= 2**rate_bits
+            k = (torch.frexp((high - low).double()).exponent.long() - rate_bits).clamp(min=5)
+            k += ((high - (low >> k << k) + (1 << k) - 1) >> k) >= 2**rate_bits
             base = low >> k << k
             stored.append((base + (((u - base + (r >> (32 - k))) >> k) << k)).int().view(torch.float32))
         return [state.reshape(-1) for state in stored]
@@ -104,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.stationarity", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
     steps = parser.parse_args(argv).steps
+    torch.set_num_threads(1)  # more only wait for each other at this size
     measured: dict[str, list[Settled]] = {
         style: [settled(problem, style, steps) for problem in PROBLEMS] for style in FORMATS
     }
