@@ -67,10 +67,10 @@ def test_kernels_give_the_same_bits(case, dtype, style, other, generator):
     pairs = large_layouts(dtype, generator)
     extreme = extreme_gradients().to(dtype).repeat(2)
     pairs.append((torch.linspace(-3, 3, len(extreme)).to(dtype), extreme))
-    wanted = stepped(case, pairs, style, "cpp", 3)
+    wanted = stepped(case, pairs, style, "cpp", 2)
     assert all(state_formats.format_of([s[case.optimizer.rule.states[0]]]) == style for s in wanted[1])
-    assert_same(stepped(case, pairs, style, other, 3), wanted)
-    assert_same(stepped(case, pairs, style, other, 2, capturable=True), stepped(case, pairs, style, "cpp", 2))
+    assert_same(stepped(case, pairs, style, other, 2), wanted)
+    assert_same(stepped(case, pairs[:3], style, other, 2, capturable=True), stepped(case, pairs[:3], style, "cpp", 2))
 
 
 def test_reference_gives_the_same_codes(case, style, generator):
