@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Path(NamedTuple):
     format: str
 
 
-class DeviceBackend:
+class DeviceBackend(ABC):
     """A backend that steps all tensors of a `Path` in one launch; its classes launch the kernels."""
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Prepared:
@@ -74,13 +75,13 @@ class DeviceBackend:
                 if launch.programs:
                     self.step(prepared, launch, grad_scale, found_inf)
 
+    @abstractmethod
     def count(self, prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
         """Counts a step of the launch's tensors, unless found_inf, and computes its scalars."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the launch's tensors, unless found_inf."""
-        raise NotImplementedError
 
 
 class Prepared:
