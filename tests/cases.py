@@ -1,5 +1,6 @@
 """What the tests run on: one entry a rule, layouts, sizes, and the one table of tolerances."""
 
+import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,6 +179,22 @@ def check_step(optimizer, params):
     expected = reference_step(optimizer, stepping, [p.grad for p in stepping])
     optimizer.step()
     assert_stepped(optimizer, stepping, expected)
+
+
+def train(optimizer, params, generator, steps=3):
+    """Some steps with random gradients."""
+    for _ in range(steps):
+        for param in params:
+            param.grad = gradient(param, generator)
+        optimizer.step()
+
+
+def through_a_file(state_dict):
+    """Saved, and read again as weights alone."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def step_counts(optimizer, params):

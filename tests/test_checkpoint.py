@@ -1,29 +1,14 @@
 """Checkpoints: exact resume, the authors' layout, the authors' and pytorch_optimizer's checkpoints."""
 
 import copy
-import io
 
 import pytest
 import pytorch_optimizer
 import torch
 
-from tests.cases import gradient
+from tests.cases import gradient, through_a_file, train
 from vsgd_kernels import VSGD
 from vsgd_kernels.batch import DTYPES
-
-
-def train(optimizer, params, generator, steps=3):
-    for _ in range(steps):
-        for param in params:
-            param.grad = gradient(param, generator)
-        optimizer.step()
-
-
-def through_a_file(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def params_like(params):

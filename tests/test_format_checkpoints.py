@@ -1,12 +1,11 @@
 """Checkpoints of compressed states: resumed to the bit, converted, and refused where they were altered."""
 
 import copy
-import io
 
 import pytest
 import torch
 
-from tests.cases import gradient
+from tests.cases import through_a_file, train
 from vsgd_kernels import VSGD, state_formats
 from vsgd_kernels.hyperparameters import settings
 
@@ -21,21 +20,6 @@ def make(style, generator, **settings):
         torch.nn.Parameter(torch.randn(50, generator=generator)),
     ]
     return params, VSGD(params, lr=1e-2, state_format=style, seed=5, **settings)
-
-
-def steps(params, optimizer, generator, n):
-    for _ in range(n):
-        for param in params:
-            param.grad = gradient(param, generator)
-        optimizer.step()
-
-
-def through_a_file(state_dict):
-    """Saved, and read again as weights alone."""
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def all_values(params, optimizer):
@@ -56,14 +40,14 @@ def assert_near(key, now, value):
 @pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
 def test_resume_is_exact(style, generator):
     params, optimizer = make(style, generator)
-    steps(params, optimizer, generator, 3)
+    train(optimizer, params, generator, 3)
     saved = through_a_file(optimizer.state_dict())
     others = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
     resumed = VSGD(others, lr=1.0, state_format=style)
     resumed.load_state_dict(saved)
     assert resumed.param_groups[0]["seed"] == 5
-    for optimized in ((params, optimizer), (others, resumed)):
-        steps(*optimized, torch.Generator().manual_seed(9), 3)
+    for own, stepped in ((params, optimizer), (others, resumed)):
+        train(stepped, own, torch.Generator().manual_seed(9))
     for a, b in zip(all_values(params, optimizer), all_values(others, resumed), strict=True):
         assert torch.equal(a, b)
 
@@ -74,7 +58,7 @@ def test_resume_is_exact(style, generator):
 def test_another_format(old, new, how, generator):
     """Decoded and coded again: as near as the coarser format is. The optimizer's own setting holds, not the file's."""
     params, optimizer = make(old, generator)
-    steps(params, optimizer, generator, 3)
+    train(optimizer, params, generator, 3)
     before = [decoded(optimizer, p) for p in params]
     if how == "load":
         loaded = VSGD(params, lr=1e-2, state_format=new)
@@ -97,20 +81,20 @@ def test_another_format(old, new, how, generator):
                 torch.testing.assert_close(now, value, rtol=2.0**-8, atol=0)
             else:
                 assert_near(key, now, value)
-    steps(params, optimizer, generator, 2)
+    train(optimizer, params, generator, 2)
 
 
 def test_into_another_layout(generator):
     """A block's elements are others where memory is ordered otherwise: the numbers must stay with their elements."""
     params, optimizer = make("q8", generator)
-    steps(params, optimizer, generator, 3)
+    train(optimizer, params, generator, 3)
     before = decoded(optimizer, params[1])
     others = [torch.nn.Parameter(p.detach().contiguous()) for p in params]
     resumed = VSGD(others, lr=1e-2, state_format="q8")
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     for key, value, now in zip(optimizer.rule.states, before, decoded(resumed, others[1]), strict=True):
         assert_near(key, now, value)
-    steps(others, resumed, generator, 1)
+    train(resumed, others, generator, 1)
 
 
 def test_memory_format_changed_between_steps(generator, backend):
@@ -119,10 +103,10 @@ def test_memory_format_changed_between_steps(generator, backend):
     for changed in (False, True):
         generator.manual_seed(4)
         params, optimizer = make("q8", generator, backend=backend)
-        steps(params, optimizer, generator, 2)
+        train(optimizer, params, generator, 2)
         if changed:
             params[1].data = params[1].data.contiguous()
-        steps(params, optimizer, generator, 2)
+        train(optimizer, params, generator, 2)
         outcomes.append(all_values(params, optimizer))
     for a, b in zip(*outcomes, strict=True):
         assert torch.equal(a, b)
@@ -164,7 +148,7 @@ def with_word(row, column, value):
 def test_altered(alter, message, generator):
     """Refused before anything is written."""
     params, optimizer = make("q8", generator)
-    steps(params, optimizer, generator, 2)
+    train(optimizer, params, generator, 2)
     saved = copy.deepcopy(optimizer.state_dict())
     before = [t.clone() for t in all_values(params, optimizer)]
     alter(saved["state"][0])
@@ -175,7 +159,7 @@ def test_altered(alter, message, generator):
 
 def test_another_version(generator):
     params, optimizer = make("bf16", generator)
-    steps(params, optimizer, generator, 1)
+    train(optimizer, params, generator, 1)
     saved = copy.deepcopy(optimizer.state_dict())
     saved["param_groups"][0]["state_version"] = 2
     with pytest.raises(ValueError, match="state_version: expected 1, found 2"):
@@ -185,7 +169,7 @@ def test_another_version(generator):
 def test_altered_between_steps(generator, backend):
     """What somebody put into the state is checked before it is stepped."""
     params, optimizer = make("q8", generator, backend=backend)
-    steps(params, optimizer, generator, 1)
+    train(optimizer, params, generator, 1)
     state = optimizer.state[params[0]]
     kept = dict(state)
     for key, value, message in (
@@ -197,4 +181,4 @@ def test_altered_between_steps(generator, backend):
         with pytest.raises((TypeError, ValueError), match=message):
             optimizer.step()
         state.update(kept)
-    steps(params, optimizer, generator, 1)
+    train(optimizer, params, generator, 1)
