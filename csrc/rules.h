@@ -1,7 +1,7 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its states and which of them are rates (positive), its hyperparameters (columns of a row of the hyper table), the scalars
-// of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates are doubled,
-// as the authors store them.
+// Each rule is a type: its states and which of them are rates, its hyperparameters (columns of a row of the hyper table),
+// the scalars of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates
+// are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>

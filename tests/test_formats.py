@@ -1,5 +1,6 @@
 """How states are stored: the same codes on every backend, rounding without bias, stationarity, bytes."""
 
+import copy
 import math
 
 import pytest
@@ -197,6 +198,27 @@ def test_rounding_to_nearest_is_not_stationary(style):
     mean, _ = stationarity.settled_in("equal", stationarity.nearest(style), steps=3000, last=200)
     wanted, _ = stationarity.settled("equal", "fp32", steps=3000, last=200)
     assert mean != pytest.approx(wanted, rel=5 * STATIONARITY["mean"])
+
+
+def test_settings_changed_between_steps(backend, generator):
+    """A group's format and seed hold from the next step on."""
+    param = torch.nn.Parameter(torch.randn(LARGE, generator=generator))
+    optimizer = VSGD([param], lr=1e-2, backend=backend)
+    param.grad = gradient(param, generator)
+    outcomes = []
+    for style in ("q8", "fp32", "bf16"):
+        optimizer.param_groups[0]["state_format"] = style
+        optimizer.step()
+        assert state_formats.format_of([optimizer.state[param]["bg"]]) == style
+    twin = copy.deepcopy(optimizer)
+    twin_param = twin.param_groups[0]["params"][0]
+    for own, own_param, seed in ((optimizer, param, 0), (twin, twin_param, 1)):
+        own_param.grad = param.grad.clone()
+        own.step()
+        own.param_groups[0]["seed"] = seed
+        own.step()
+        outcomes.append(own.state[own_param]["bg"])
+    assert not torch.equal(*outcomes)
 
 
 def test_refused():

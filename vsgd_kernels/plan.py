@@ -126,10 +126,7 @@ class Plan:
         if not (
             self._group_sizes == [len(group["params"]) for group in param_groups]
             and self._there == gradients.there
-            and all(
-                new.capturable == old.capturable and new.lr is old.lr
-                for new, old in zip(settings, self._settings, strict=True)
-            )
+            and all(map(Settings.fits, settings, self._settings))
             and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
             and self._fits(gradients.present)
             and all(launch.is_current() for launch, _ in self._launches)

@@ -136,6 +136,7 @@ class Prepared:
     def count_on_host(self, scalars: HostScalars) -> None:
         """Counts a step, and gives each launch the scalars of it."""
         if scalars.count():
+            self._streams.clear()  # none of them knows the new tensors
             for launch in self.launches:
                 launch.take_scalar_rows(self, scalars)
         for launch in self.launches:
