@@ -1,6 +1,6 @@
 """Builds the native kernels where torch and a C++17 compiler are at hand; without them the package is pure Python.
 
-Everything that needs neither is in pyproject.toml. The extension uses the LibTorch stable ABI and nothing of Python's C
+Everything that needs neither is in pyproject.toml. The extension uses the LibTorch stable ABI and Python's limited
 API, so that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later.
 
 The CUDA kernels are built where nvcc is there and torch has CUDA; with VSGD_KERNELS_CUDA=1 wherever nvcc is, for any
@@ -65,7 +65,7 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
 
 extension = CppExtension(
     "vsgd_kernels._C",
-    ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/step_device.cpp"],
+    ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/step_device.cpp", "csrc/look.cpp"],
     depends=[f"csrc/{name}.h" for name in HEADERS],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
     extra_compile_args={

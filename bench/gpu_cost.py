@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from .cases import BASELINE, GPU_CASES, GPU_OPTIMIZERS, Entry, count, make_params
+from .host_time import host_us
 
 Row = dict[str, str | int | float | None]
 
@@ -68,17 +69,6 @@ def _between_events(work: Callable[[], object], times: int) -> float:
     return begin.elapsed_time(end) / times
 
 
-def host_us(work: Callable[[], object], steps: int) -> float:
-    """The median time that the host is busy with one call, while the device has nothing to do."""
-    times = []
-    for _ in range(steps):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return 1e6 * statistics.median(times)
-
-
 def kernels(work: Callable[[], object]) -> list[str]:
     """The names of the kernels that one call launches; copies and fills of memory are none."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -112,7 +102,7 @@ def measure(case: str, name: str, entry: Entry) -> Row:
         "tensors": len(params),
         "ms": ms,
         "gb_per_s": entry.bytes_per_parameter * numel / ms / 1e6,
-        "host_us": host_us(step, steps),
+        "host_us": host_us(step, steps, before=torch.cuda.synchronize),  # the device has nothing to do
         "launches": len(kernels(step)),
         "peak_mib": peak_mib(step),
         "byte_limit_ratio": entry.bytes_per_parameter / GPU_OPTIMIZERS[BASELINE].bytes_per_parameter,

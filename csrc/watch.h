@@ -2,11 +2,8 @@
 // by one from Python costs more than stepping them.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <atomic>
-#include <cstdint>
 #include <vector>
 
 namespace vsgd {
@@ -18,13 +15,9 @@ class Watch {
   }
 
   bool moved() const {
-    std::atomic<bool> any{false};
-    constexpr int64_t kGrain = 512;  // tensors
-    torch::stable::parallel_for(0, int64_t(tensors_.size()), kGrain, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i)
-        if (tensors_[i].data_ptr() != seen_[i]) any = true;
-    });
-    return any;
+    for (size_t i = 0; i < tensors_.size(); ++i)
+      if (tensors_[i].data_ptr() != seen_[i]) return true;
+    return false;
   }
 
  private:

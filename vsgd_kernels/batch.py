@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,30 @@ from .rules import Rule
 
 #: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Gradients(NamedTuple):
+    """The gradients of one step.
+
+    Attributes:
+        tensors: the gradients.
+        addresses: [tensors] int64 on the CPU, where they are.
+        layouts: equal to that of an earlier step, and not None, where nothing has changed but the gradients' addresses:
+            which parameters have one; devices, dtypes, shapes and strides of both; where the parameters are.
+    """
+
+    tensors: list[Tensor]
+    addresses: Tensor
+    layouts: Any = None
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> Gradients:
+        """Gradients that are dense and have memory."""
+        return cls(tensors, torch.tensor(list(map(Tensor.data_ptr, tensors)), dtype=torch.int64))
+
+    def some(self, indices: list[int]) -> Gradients:
+        """Those at the indices."""
+        return Gradients([self.tensors[i] for i in indices], self.addresses[indices])
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends, state_formats
-from .batch import Batch
+from .batch import Batch, Gradients
 from .formats import has_low
 from .noise import tensor_key
 from .rules import RULES
@@ -29,7 +29,7 @@ class Launch:
         """Whether what was prepared is still where it was; where not, the launch must be made anew."""
         return self.backend.is_current(self._prepared)
 
-    def run(self, grads: list[Tensor], grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
+    def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with."""
         for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
             if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
@@ -113,7 +113,7 @@ def step(
         [tensor_key(seed, i) for i in range(n)],
         capturable,
     )
-    Launch(batch, grads, backend).run(grads, grad_scale, found_inf)
+    Launch(batch, grads, backend).run(Gradients.of(grads), grad_scale, found_inf)
 
 
 @step.register_fake

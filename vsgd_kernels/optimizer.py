@@ -70,7 +70,7 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
         gradients = gradients_of(self.param_groups)
-        if not gradients.present:
+        if not gradients.tensors:
             return loss
         if capturing():
             self._check_capture(settings)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain, compress, repeat
-from operator import is_, is_not
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .backends.library import Container, contents, identities, look
+from .batch import Batch, Gradients
 from .formats import has_low
 from .hyperparameters import Settings
 from .noise import tensor_key
@@ -30,18 +29,6 @@ class Operand(NamedTuple):
     grad: Tensor
     group: int
     place: int
-
-
-class Gradients(NamedTuple):
-    """Gradients of a step.
-
-    Attributes:
-        there: for each parameter in order whether it has one.
-        present: those that are there.
-    """
-
-    there: list[bool]
-    present: list[Tensor]
 
 
 def operands_of(param_groups: ParamGroups) -> Iterator[Operand]:
@@ -64,7 +51,7 @@ class Plan:
     """One launch for each device on which a parameter has a gradient, and there one for all that are capturable.
 
     A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more
-    than stepping them, so it is done in whole-list operations that stay inside the interpreter's C code.
+    than stepping them, so it is done for all of them in few calls (backends/library.py).
 
     Args:
         rule: the update rule.
@@ -111,24 +98,18 @@ class Plan:
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
-        self._objects = list(self._look(param_groups, state))
-        self._group_sizes = [len(group["params"]) for group in param_groups]
-        self._there = gradients_of(param_groups).there
-        self._params = [op.param for op in operands]
-        grads = [op.grad for op in operands]
-        self._contiguous = all(map(Tensor.is_contiguous, chain(self._params, grads)))
-        self._strides = _strides(self._params, grads)
-        self._sizes = list(map(Tensor.numel, grads))
-        self._dtypes = [grad.dtype for grad in grads]
+        self._layouts = gradients_of(param_groups).layouts
+        self._kept = list(map(contents, self._containers(param_groups, state)))
+        self._identities = identities(self._containers(param_groups, state))
 
     def serves(self, param_groups: ParamGroups, gradients: Gradients, state: States, settings: list[Settings]) -> bool:
         """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
         if not (
-            self._group_sizes == [len(group["params"]) for group in param_groups]
-            and self._there == gradients.there
-            and all(map(Settings.fits, settings, self._settings))
-            and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
-            and self._fits(gradients.present)
+            all(map(Settings.fits, settings, self._settings))
+            and gradients.layouts is not None
+            and gradients.layouts == self._layouts
+            and not any(map(Tensor.is_neg, gradients.tensors))
+            and identities(self._containers(param_groups, state)) == self._identities
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
@@ -137,45 +118,20 @@ class Plan:
             self._hyper.copy_(_hyper(settings))
         return True
 
-    def _fits(self, grads: list[Tensor]) -> bool:
-        """Whether parameters and gradients are laid out as the launches know them; where is the backends' concern."""
-        return (
-            (
-                all(map(Tensor.is_contiguous, chain(self._params, grads)))
-                if self._contiguous
-                else self._strides == _strides(self._params, grads)
-            )
-            # A parameter of other size or dtype cannot have gradients of these.
-            and self._sizes == list(map(Tensor.numel, grads))
-            and self._dtypes == [grad.dtype for grad in grads]
-            and not any(map(Tensor.is_neg, grads))
-        )
-
     def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""
-        present = gradients.present
         for launch, indices in self._launches:
-            own = present if len(self._launches) == 1 else [present[i] for i in indices]
+            own = gradients if len(self._launches) == 1 else gradients.some(indices)
             launch.run(own, grad_scale, found_inf)
 
-    def _look(self, param_groups: ParamGroups, state: States) -> Iterator[object]:
-        """The objects that must be the same ones for the plan to serve."""
-        return chain(
-            chain.from_iterable(group["params"] for group in param_groups),
-            state.values(),
-            chain.from_iterable(map(dict.values, self._states)),
-        )
+    def _containers(self, param_groups: ParamGroups, state: States) -> list[Container]:
+        """What must hold the same objects for the plan to serve."""
+        return [*(group["params"] for group in param_groups), state, *self._states]
 
 
 def gradients_of(param_groups: ParamGroups) -> Gradients:
     """Every parameter's gradient, as far as it has one."""
-    grads = [param.grad for group in param_groups for param in group["params"]]
-    there = list(map(is_not, grads, repeat(None)))
-    return Gradients(there, list(compress(grads, there)))
-
-
-def _strides(params: list[Tensor], grads: list[Tensor]) -> list[tuple[int, ...]]:
-    return list(map(Tensor.stride, chain(params, grads)))
+    return look([group["params"] for group in param_groups])
 
 
 def _hyper(settings: list[Settings]) -> Tensor:

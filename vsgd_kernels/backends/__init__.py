@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..batch import Batch, Gradients
 from .cpp import CppBackend
 from .cuda import CudaBackend
 from .eager import EagerBackend
@@ -36,7 +36,7 @@ class Backend(Protocol):
     def is_current(self, prepared: Any) -> bool:
         """Whether what was prepared still holds; where not, the batch must be prepared anew."""
 
-    def run(self, prepared: Any, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Any, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch: parameters, states and step counts."""
 
 

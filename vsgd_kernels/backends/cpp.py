@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..batch import Batch, Gradients
 from .library import why_not_loaded
 from .table import Table
 
@@ -30,13 +30,12 @@ class CppBackend:
         """Whether parameters and states are where the table says."""
         return prepared.is_current()
 
-    def run(self, prepared: Table, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Table, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch."""
-        prepared.point_to(grads)
         batch = prepared.batch
         torch.ops.vsgd_kernels._step_cpu(
             prepared.rows,
-            prepared.grads,
+            grads.addresses,
             prepared.layouts,
             batch.read_hyper(),
             batch.rule.name,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..batch import Batch, Gradients
 from ..rules import arithmetic_dtype
 from ..state_formats import format_of
 from .scalars import HostScalars
@@ -54,7 +54,7 @@ class DeviceBackend(ABC):
         """Whether parameters and states are where the tables say."""
         return prepared.table.is_current()
 
-    def run(self, prepared: Prepared, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Prepared, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch: one launch for each path, and before it one that counts where the counts are on the device.
 
         Only where they are not does a found_inf have to be waited for.
@@ -97,12 +97,11 @@ class Prepared:
         self.host_scalars = None if batch.capturable else HostScalars(batch)
         self._kept: list[Tensor] = []
         self._streams: set[int] = set()
-        self._build(grads)
+        self._build(Gradients.of(grads))
 
-    def _build(self, grads: list[Tensor]) -> None:
-        self.table = Table(self.batch, grads)
-        self._misaligned = _misaligned(self.table.grads)
-        aligned = ~(_misaligned(self.table.rows[:, _ADDRESSES]).any(1) | self._misaligned)
+    def _build(self, grads: Gradients) -> None:
+        self.table, self.grads = Table(self.batch, grads.tensors), grads.addresses
+        aligned = ~(_misaligned(self.table.rows[:, _ADDRESSES]).any(1) | _misaligned(self.grads))
         strided = self.table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
@@ -123,15 +122,16 @@ class Prepared:
             self._kept.append(host)
         return to.copy_(host, non_blocking=True)
 
-    def point_to(self, grads: list[Tensor]) -> None:
+    def point_to(self, grads: Gradients) -> None:
         """Takes the addresses of gradients that are laid out as those it was built with."""
-        if not self.table.point_to(grads):
+        if torch.equal(grads.addresses, self.grads):
             return
-        if not torch.equal(_misaligned(self.table.grads), self._misaligned):
+        if not torch.equal(_misaligned(grads.addresses), _misaligned(self.grads)):
             self._build(grads)
             return
+        self.grads = grads.addresses
         for launch in self.launches:
-            self.copy(launch.grads, self.table.grads[launch.indices])
+            self.copy(launch.grads, self.grads[launch.indices])
 
     def count_on_host(self, scalars: HostScalars) -> None:
         """Counts a step, and gives each launch the scalars of it."""
@@ -185,7 +185,7 @@ class Launch:
         self.chunk_tensor = prepared.upload(chunk_tensor)
         self.first_chunk = prepared.upload(chunks.cumsum(0) - chunks)
         self.rows = prepared.upload(rows)
-        self.grads = prepared.upload(prepared.table.grads[self.indices])
+        self.grads = prepared.upload(prepared.grads[self.indices])
         self.layouts = prepared.upload(prepared.table.layouts)
         if prepared.host_scalars:
             self.take_scalar_rows(prepared, prepared.host_scalars)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference, state_formats
-from ..batch import Batch
+from ..batch import Batch, Gradients
 from ..formats import load_param, store_param
 from ..noise import Noise
 from ..rules import arithmetic_dtype
@@ -32,7 +32,7 @@ class EagerBackend:
         return False
 
     @torch.no_grad()
-    def run(self, prepared: Batch, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, prepared: Batch, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch.
 
         Raises:
@@ -48,7 +48,7 @@ class EagerBackend:
         b = prepared
         update = reference.RULES[b.rule.name]
         rows = b.read_hyper().tolist()
-        columns = zip(b.params, b.lows, grads, b.states, b.blocks, b.steps, b.groups, b.keys, strict=True)
+        columns = zip(b.params, b.lows, grads.tensors, b.states, b.blocks, b.steps, b.groups, b.keys, strict=True)
         for param, low, grad, states, blocks, step, group, key in columns:
             step += 1
             dtype = arithmetic_dtype(param.dtype)

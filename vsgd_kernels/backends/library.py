@@ -1,13 +1,21 @@
-"""The compiled library, and what of it is used outside of a launch."""
+"""The compiled library, and what of it is used outside of a launch: it looks at many objects in one call.
+
+Where it is not compiled, Python looks at them.
+"""
 
 from __future__ import annotations
 
 import weakref
 from functools import cache
+from importlib import import_module
+from itertools import chain, compress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..batch import Gradients
 
 _BUILD_HINT = (
     "with torch and a C++17 compiler installed, `pip install --no-build-isolation` this package again "
@@ -27,6 +35,54 @@ def why_not_loaded() -> str | None:
     except (OSError, RuntimeError) as error:
         return f"the compiled kernels {libraries[0].name} do not load ({error}); {_BUILD_HINT}"
     return None
+
+
+@cache
+def _module() -> Any:
+    """The library as a module of Python (``csrc/look.cpp``), or None."""
+    if why_not_loaded():
+        return None
+    try:
+        return import_module("vsgd_kernels._C")
+    except ImportError:
+        return None
+
+
+def look(params: list[list[Tensor]]) -> Gradients:
+    """The gradients that there are of some lists of parameters."""
+    if module := _module():
+        grads, addresses, layouts = module.look(params)
+        empty = torch.empty(0, dtype=torch.int64)
+        return Gradients(grads, torch.frombuffer(addresses, dtype=torch.int64) if grads else empty, layouts)
+    every = list(chain.from_iterable(params))
+    there = [param.grad is not None for param in every]
+    stepped = list(compress(every, there))
+    grads = [param.grad for param in stepped]
+    tensors = [*stepped, *grads]
+    try:
+        addresses = list(map(Tensor.data_ptr, tensors))
+        strides = None if all(map(Tensor.is_contiguous, tensors)) else list(map(Tensor.stride, tensors))
+        known = all(address or not tensor.numel() for address, tensor in zip(addresses, tensors, strict=True))
+    except RuntimeError:  # one is not dense
+        return Gradients(grads, torch.zeros(len(grads), dtype=torch.int64))
+    kinds = [(tensor.device, tensor.dtype, tensor.shape) for tensor in tensors]
+    layouts = (there, addresses[: len(stepped)], strides, kinds) if known else None
+    return Gradients(grads, torch.tensor(addresses[len(stepped) :], dtype=torch.int64), layouts)
+
+
+Container = list[Any] | dict[Any, Any]
+
+
+def contents(container: Container) -> list[Any]:
+    """A list's items or a dict's values."""
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+def identities(containers: list[Container]) -> object:
+    """Equal to that of an earlier call where the containers have the same `contents`, if those have been kept alive."""
+    if module := _module():
+        return module.identities(containers)
+    return [list(map(id, contents(container))) for container in containers]
 
 
 class Watch:

@@ -29,7 +29,6 @@ class Table:
     Attributes:
         batch: the batch; it keeps the tensors alive.
         rows: [tensors, COLUMNS] int64 on the CPU.
-        grads: [tensors] int64 on the CPU, the addresses of the gradients of the step to come.
         layouts: int64 records of those tensors whose operands do not run over the same dense memory; a row's `layout`
             is its record's offset, or -1.
     """
@@ -62,30 +61,15 @@ class Table:
         self.rows = to_tensor(rows).view(-1, len(COLUMNS))
         self.layouts = to_tensor(layouts)
 
-        self._param_addresses = list(map(Tensor.data_ptr, batch.params))
         _check_memory(batch.names, batch.params)
-        self._grad_addresses: list[int] = []
-        self.point_to(grads)
+        _check_memory([f"the gradient of {name}" for name in batch.names], grads)
         sometimes = (tensor for tensor in (*batch.lows, *batch.blocks) if tensor is not None)
-        watched = [*chain.from_iterable(batch.states), *batch.steps, *sometimes]
-        self._watch = Watch(watched)
+        # Not the parameters: torch.utils.swap_tensors, which Module.to may call, refuses tensors that C++ holds.
+        self._watch = Watch([*chain.from_iterable(batch.states), *batch.steps, *sometimes])
 
     def is_current(self) -> bool:
-        """Whether parameters, states and step counts are where the table says."""
-        if self._watch.moved():
-            return False
-        return list(map(Tensor.data_ptr, self.batch.params)) == self._param_addresses
-
-    def point_to(self, grads: list[Tensor]) -> bool:
-        """Takes the addresses of gradients laid out as those it was built with; returns whether one is another."""
-        addresses = list(map(Tensor.data_ptr, grads))
-        if addresses == self._grad_addresses:
-            return False
-        if 0 in addresses:
-            _check_memory([f"the gradient of {name}" for name in self.batch.names], grads)
-        self._grad_addresses = addresses
-        self.grads = to_tensor(array("q", addresses))
-        return True
+        """Whether states and step counts are where the table says; of parameters and gradients the caller knows."""
+        return not self._watch.moved()
 
 
 def _check_memory(names: Sequence[str], tensors: list[Tensor]) -> None:

@@ -1,0 +1,108 @@
+"""The host's share of a step: `python -m bench.host_time`. Steps a thousand small tensors and more; needs no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import vsgd_kernels
+from vsgd_kernels.ops import Launch
+
+from .cases import make_params
+
+STEPS = 200
+#: Gradients of the next step: those of the last, or new ones as autograd makes them.
+GRADIENTS = ("the same", "new")
+
+
+def host_us(work: Callable[[], object], steps: int, before: Callable[[], object] = lambda: None) -> float:
+    """The median time of one call, in microseconds; what `before` does before each is not counted."""
+    times = []
+    for _ in range(steps):
+        before()
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(times)
+
+
+class Timed:
+    """Adds up the time that is spent in a method of an object."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._method = getattr(owner, name)
+        self.times: list[float] = []
+        setattr(owner, name, self)
+
+    def __call__(self, *args: Any) -> Any:
+        """The method."""
+        begin = time.perf_counter()
+        result = self._method(*args)
+        self.times.append(time.perf_counter() - begin)
+        return result
+
+    def median_us(self) -> float:
+        return 1e6 * statistics.median(self.times)
+
+
+def measure(tensors: int, gradients: str, steps: int) -> dict[str, str | int | float]:
+    """The parts of a step of float32 tensors of 64 elements, in microseconds."""
+    params = make_params([(64,)] * tensors)
+    optimizer = vsgd_kernels.VSGD(params, lr=1e-2, backend="cpp")
+
+    def backward() -> None:
+        if gradients == "new":
+            optimizer.zero_grad()
+            torch.cat(params).square().sum().backward()
+
+    for _ in range(3):
+        backward()
+        optimizer.step()
+    assert optimizer._plan is not None
+    (launch, _), *_ = optimizer._plan._launches
+    kernel, whole = Timed(launch.backend, "run"), Timed(launch, "run")
+    step = host_us(optimizer.step, steps, backward)
+    del launch.backend.run  # type: ignore[method-assign]
+    assert isinstance(launch, Launch)
+    return {
+        "tensors": tensors,
+        "gradients": gradients,
+        "host": step - kernel.median_us(),
+        "check": step - whole.median_us(),
+        "launch": whole.median_us() - kernel.median_us(),
+        "kernel": kernel.median_us(),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.host_time", description="Measures the host's share of a step."
+    )
+    parser.add_argument(
+        "--tensors", type=int, nargs="+", default=[1000, 10_000], metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    rows = [measure(n, gradients, args.steps) for n in args.tensors for gradients in GRADIENTS]
+    from .step_cost import cpu_model
+
+    print(
+        f"CPU: {cpu_model()}; {args.threads} threads; torch {torch.__version__}; float32 tensors of 64 elements.\n"
+        "Microseconds, medians. host = check + launch: step() without the kernel's call. check: finding out whether the\n"
+        "prepared launch serves, and torch's own code around step(). launch: all of it but the kernel's call, which is\n"
+        "its dispatch and the arithmetic. New gradients are made by autograd, outside of the time.\n"
+    )
+    from tabulate import tabulate  # here, for bench.gpu has it not
+
+    print(tabulate([list(row.values()) for row in rows], list(rows[0]), floatfmt=".0f"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What a step finds: compiled, and as Python says it where nothing is compiled."""
+
+import pytest
+import torch
+
+from vsgd_kernels.backends import library
+
+
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def implementation(request, monkeypatch):
+    if request.param == "python":
+        monkeypatch.setattr(library, "_module", lambda: None)
+    else:
+        assert library._module() is not None
+
+
+@pytest.fixture
+def params():
+    """Several layouts, one without a gradient."""
+    shapes = ((4, 6), (), (3,), (1, 5), (0,))
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for param in (*params[:2], *params[3:]):
+        param.grad = torch.ones_like(param)
+    return params
+
+
+def test_gradients(params):
+    seen = library.look([params[:2], params[2:]])
+    grads = [param.grad for param in params if param.grad is not None]
+    assert [id(grad) for grad in seen.tensors] == [id(grad) for grad in grads]
+    assert seen.addresses.tolist() == [grad.data_ptr() for grad in grads]
+    assert library.look([params[2:3]]).addresses.tolist() == []
+
+
+def test_only_addresses_of_gradients_may_change(params):
+    before = library.look([params])
+    kept = [param.grad for param in params]
+    for param in (*params[:2], *params[3:]):
+        param.grad = torch.zeros_like(param)
+    after = library.look([params])
+    assert after.layouts == before.layouts
+    assert after.layouts is not None
+    assert after.addresses.tolist() != before.addresses.tolist()
+    assert len(kept) == len(params)
+
+
+def swap(param):
+    torch.utils.swap_tensors(param, torch.nn.Parameter(param.detach().clone()))
+
+
+CHANGES = {
+    "data elsewhere": lambda p: setattr(p[0], "data", p[0].data.clone()),
+    "data transposed": lambda p: setattr(p[0], "data", p[0].data.view(6, 4).t()),
+    "gradient of other strides": lambda p: setattr(p[0].grad, "data", p[0].grad.data.view(6, 4).t()),
+    "gradient of other shape": lambda p: setattr(p[0].grad, "data", p[0].grad.data.view(6, 4)),
+    "gradient of other dtype": lambda p: setattr(p[0].grad, "data", p[0].grad.data.view(torch.int32)),
+    "gradient gone": lambda p: setattr(p[1], "grad", None),
+    "gradient come": lambda p: setattr(p[2], "grad", torch.ones(3)),
+    "another tensor in the same object": lambda p: swap(p[1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes(params, change):
+    before = library.look([params]).layouts
+    CHANGES[change](params)
+    assert library.look([params]).layouts != before
+
+
+@pytest.mark.parametrize("grad", [torch.ones(3).to_sparse(), torch._efficientzerotensor(3)], ids=["sparse", "zero"])
+def test_gradient_without_memory(params, grad):
+    params[2].grad = grad
+    seen = library.look([params])
+    assert seen.layouts is None
+    assert seen.tensors[2] is grad
+
+
+def test_identities():
+    a, b, c, d = (torch.zeros(1) for _ in range(4))
+    same = library.identities([[a, b], {"x": c, "y": d}])
+    assert library.identities([[a, b], {"x": c, "y": d}]) == same
+    for other in ([[a, b], {"x": d, "y": c}], [[a], [b], {"x": c, "y": d}], [[a, b], {"x": c}], [[a, b, c], {"y": d}]):
+        assert library.identities(other) != same
