@@ -47,6 +47,7 @@ class Timed:
         return result
 
     def median_us(self) -> float:
+        """The median call, in microseconds."""
         return 1e6 * statistics.median(self.times)
 
 
@@ -80,27 +81,25 @@ def measure(tensors: int, gradients: str, steps: int) -> dict[str, str | int | f
 
 
 def main(argv: list[str] | None = None) -> None:
+    from tabulate import tabulate  # here, for bench.gpu takes `host_us` and needs none of these
+
+    from .step_cost import cpu_model
+
     parser = argparse.ArgumentParser(
-        prog="python -m bench.host_time", description="Measures the host's share of a step."
+        prog="python -m bench.host_time", description="Measures a step's cost to the host."
     )
-    parser.add_argument(
-        "--tensors", type=int, nargs="+", default=[1000, 10_000], metavar="N", help="default: %(default)s"
-    )
+    parser.add_argument("--tensors", type=int, nargs="+", default=[1000, 10_000], metavar="N", help="how many")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     rows = [measure(n, gradients, args.steps) for n in args.tensors for gradients in GRADIENTS]
-    from .step_cost import cpu_model
-
     print(
         f"CPU: {cpu_model()}; {args.threads} threads; torch {torch.__version__}; float32 tensors of 64 elements.\n"
-        "Microseconds, medians. host = check + launch: step() without the kernel's call. check: finding out whether the\n"
-        "prepared launch serves, and torch's own code around step(). launch: all of it but the kernel's call, which is\n"
-        "its dispatch and the arithmetic. New gradients are made by autograd, outside of the time.\n"
+        "Microseconds, medians. host = check + launch: step() without the kernel's call, which is dispatch and\n"
+        "arithmetic. check: finding out whether the prepared launch serves, and torch's own code around step().\n"
+        "launch: all but the kernel's call. New gradients are made by autograd, outside of the time.\n"
     )
-    from tabulate import tabulate  # here, for bench.gpu has it not
-
     print(tabulate([list(row.values()) for row in rows], list(rows[0]), floatfmt=".0f"))
 
 
