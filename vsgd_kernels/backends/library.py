@@ -52,8 +52,8 @@ def look(params: list[list[Tensor]]) -> Gradients:
     """The gradients that there are of some lists of parameters."""
     if module := _module():
         grads, addresses, layouts = module.look(params)
-        empty = torch.empty(0, dtype=torch.int64)
-        return Gradients(grads, torch.frombuffer(addresses, dtype=torch.int64) if grads else empty, layouts)
+        words = torch.frombuffer if grads else torch.tensor  # the former takes no empty buffer
+        return Gradients(grads, words(addresses, dtype=torch.int64), layouts)
     every = list(chain.from_iterable(params))
     there = [param.grad is not None for param in every]
     stepped = list(compress(every, there))
