@@ -1,10 +1,11 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its states and which of them are rates, its hyperparameters (columns of a row of the hyper table),
+// Each rule is a type: its name, its states and which of them are rates, its hyperparameters (columns of a row of the hyper table),
 // the scalars of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates
 // are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
+#include <string>
 
 #include "numbers.h"
 
@@ -22,6 +23,7 @@ VSGD_FN double prior_rate(double rate) {
 
 // VSGD, Algorithm 1 (Eqs. 15-24).
 struct Vsgd {
+  static constexpr const char* name = "vsgd";
   static constexpr int states = 3;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
@@ -62,5 +64,62 @@ struct Vsgd {
     theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
 };
+
+// ConstantVSGD, Algorithm 2 (Eqs. 34-38).
+struct ConstantVsgd {
+  static constexpr const char* name = "constant_vsgd";
+  static constexpr int states = 2;
+  VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
+  enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset, hypers };
+
+  template <class A>
+  struct Scalars {
+    A w, inv_a, pb, rho, lr, decay, eps, t, sign;
+  };
+
+  template <class A>
+  VSGD_FN static Scalars<A> scalars(double t, const double* h) {
+    const double prior = prior_rate<A>(2.0 * h[ps]);
+    Scalars<A> s;
+    s.w = A(1.0 / (h[ghattg] + 1.0));
+    s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 2.0)));
+    s.pb = A(prior);
+    s.rho = A(pow(t, -h[tau]));
+    s.lr = A(h[lr]);
+    s.decay = A(1.0 - h[lr] * h[weight_decay]);
+    s.eps = A(h[eps]);
+    s.t = A(t);
+    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    return s;
+  }
+
+  template <class A>
+  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
+    A &mug = state[0], &b = state[1];
+    A sigma2 = at_least(b * s.w * s.inv_a, Bounds<A>::tiny);                            // 35
+    A d = ghat - mug;
+    A dg = s.w * d;                                                                     // mug' - mug
+    A dghat = d - dg;                                                                   // ghat - mug'
+    mug = mug + dg;                                                                     // 34
+    // 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
+    b = at_least(b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b), Bounds<A>::tiny);
+    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+  }
+};
+
+// A type as an argument.
+template <class T> struct Type { using type = T; };
+
+template <class... Rules>
+struct RuleList {
+  // Calls run(Type<Rule>) for the rule of that name; false where there is none.
+  template <class Run>
+  static bool with(const std::string& name, const Run& run) {
+    return ((name == Rules::name && (run(Type<Rules>()), true)) || ...);
+  }
+};
+
+// Every rule that the kernels are compiled for.
+using Rules = RuleList<Vsgd, ConstantVsgd>;
 
 }  // namespace vsgd

@@ -195,10 +195,8 @@ void prefetch(const Row& row, int64_t gradient) {
 #endif
 }
 
-}  // namespace
-
 template <class Rule>
-void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
+void step_all(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
               Isa isa) {
   if (amp.found_inf && *amp.found_inf != 0.0f) return;
   if (isa == Isa::automatic) {
@@ -219,6 +217,13 @@ void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* l
   });
 }
 
-template void step_cpu<Vsgd>(const Row*, const int64_t*, int64_t, const int64_t*, const double*, Amp, Isa);
+}  // namespace
+
+bool step_cpu(const std::string& rule, const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts,
+              const double* hyper, Amp amp, Isa isa) {
+  return Rules::with(rule, [&](auto type) {
+    step_all<typename decltype(type)::type>(rows, grads, n, layouts, hyper, amp, isa);
+  });
+}
 
 }  // namespace vsgd

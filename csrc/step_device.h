@@ -183,8 +183,7 @@ VSGD_FN void count_tensor(const Count& count, int64_t tensor) {
   if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;
 }
 
-// Types and values as arguments, for `dispatch`.
-template <class T> struct Type { using type = T; };
+// Values as arguments, for `dispatch`.
 template <class T, T v> struct Value { static constexpr T value = v; };
 template <Path path> using PathOf = Value<Path, path>;
 template <Format format> using FormatOf = Value<Format, format>;
@@ -210,8 +209,7 @@ bool dispatch(const Kind& kind, const Run& run) {
       default: return with_format(rule, Type<fp16>());
     }
   };
-  if (kind.rule == "vsgd") return with_dtype(Type<Vsgd>()), true;
-  return false;
+  return Rules::with(kind.rule, with_dtype);
 }
 
 }  // namespace vsgd

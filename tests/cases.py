@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import vsgd_kernels
-from vsgd_kernels import backends, formats, reference, rules
+from vsgd_kernels import backends, formats, hyperparameters, reference, rules
 
 #: What one step may add, in units in the last place of the arithmetic's dtype (`torch.finfo.eps`): "result" relative to
 #: the result; "input" as if every operand had been that far off, so that a cancellation is forgiven as far as it
@@ -44,6 +44,13 @@ CASES = {
         vectors=("vsgd-authors", "vsgd-paper", "vsgd-hyper"),
         vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
         vector_states={"mug": ("mu", 1.0), "bg": ("rate_g", 2.0), "bhg": ("rate_ghat", 2.0)},
+    ),
+    "constant_vsgd": Case(
+        optimizer=vsgd_kernels.ConstantVSGD,
+        settings={"lr": 3e-3, "ghattg": 8.0, "ps": 1e-4, "tau": 0.7, "weight_decay": 0.1},
+        vectors=("constant-paper", "constant-offset"),
+        vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
+        vector_states={"mug": ("mu", 1.0), "b": ("rate_ghat", 2.0)},
     ),
 }
 assert CASES.keys() == rules.RULES.keys()
@@ -100,7 +107,7 @@ def reference_step(optimizer, params, grads):
     results = []
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     for param, grad in zip(params, grads, strict=True):
-        row = [float(groups[param][name]) for name in rule.hyper]
+        row = hyperparameters.row(rule.hyper, groups[param])
         arithmetic = rules.arithmetic_dtype(param.dtype)
         state = optimizer.state.get(param)
         t = state["step"].item() + 1 if state else 1

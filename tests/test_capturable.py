@@ -80,6 +80,7 @@ def test_found_inf(case, backend, generator):
     check_step(optimizer, params)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("capturable", [False, True])
 def test_resumed_with_the_other_setting(case, backend, generator, capturable):
     params = make_params(generator)
@@ -94,6 +95,7 @@ def test_resumed_with_the_other_setting(case, backend, generator, capturable):
     assert step_counts(other, params) == [3, 3, 3]
 
 
+@pytest.mark.engine
 def test_one_group_of_two(case, backend, generator):
     params = make_params(generator, 4)
     groups = [{"params": params[:2], "capturable": True}, {"params": params[2:]}]
@@ -102,6 +104,7 @@ def test_one_group_of_two(case, backend, generator):
         check_step(optimizer, params)
 
 
+@pytest.mark.engine
 def test_counts_set_by_hand(case, backend, generator):
     params = make_params(generator)
     optimizer = case.optimizer(params, lr=1e-2, capturable=True, backend=backend)
@@ -112,6 +115,7 @@ def test_counts_set_by_hand(case, backend, generator):
     assert step_counts(optimizer, params) == [2, 8, 4]
 
 
+@pytest.mark.engine
 def test_refused(case):
     with pytest.raises(TypeError, match="capturable must be a bool, got 1"):
         case.optimizer([torch.nn.Parameter(torch.ones(3))], lr=1e-2, capturable=1)

@@ -55,6 +55,7 @@ def test_between_backends(case, generator):
     assert_go_on_alike(optimizer, params, twin, twins, generator)
 
 
+@pytest.mark.engine
 def test_loading_neither_changes_nor_shares_the_dict(case, backend, generator):
     params = [torch.nn.Parameter(torch.randn(9, 5, generator=generator).bfloat16())]
     optimizer = case.optimizer(params, lr=1e-2, backend=backend)
@@ -72,6 +73,7 @@ def test_loading_neither_changes_nor_shares_the_dict(case, backend, generator):
         assert all(torch.equal(value, saved["state"][i][name]) for name, value in state.items())
 
 
+@pytest.mark.engine
 def test_load_hooks_see_the_plain_dict(case, generator):
     params = [torch.nn.Parameter(torch.randn(4, generator=generator))]
     optimizer = case.optimizer(params, lr=1e-2)
@@ -93,6 +95,7 @@ def test_load_hooks_see_the_plain_dict(case, generator):
     assert torch.equal(seen[0], 2 * saved["state"][0][mean])
 
 
+@pytest.mark.engine
 def test_layout_follows_the_parameter(case, backend, generator):
     """Saved from contiguous parameters, loaded into channels_last ones."""
     params = [torch.nn.Parameter(torch.randn(6, 5, 4, 3, generator=generator))]
@@ -105,6 +108,7 @@ def test_layout_follows_the_parameter(case, backend, generator):
     assert_go_on_alike(optimizer, params, twin, twins, generator)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(("saved", "loaded"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_into_parameters_of_another_dtype(case, backend, generator, saved, loaded):
     params = [torch.nn.Parameter(torch.randn(30, generator=generator).to(saved))]
@@ -119,6 +123,7 @@ def test_into_parameters_of_another_dtype(case, backend, generator, saved, loade
     train(twin, twins, generator)
 
 
+@pytest.mark.engine
 def test_parameter_without_state_stays_without(case, backend, generator):
     params = [torch.nn.Parameter(torch.randn(4, generator=generator)) for _ in range(2)]
     optimizer = case.optimizer(params, lr=1e-2, backend=backend)

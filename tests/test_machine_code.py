@@ -23,6 +23,8 @@ KERNEL = re.compile(r"\.text\.(\S+):\n(.*?)(?=\n\s*\.section|\Z)", re.DOTALL)
 #: operands that a step reads and writes: parameter, gradient, states
 READS = {rule.name: 2 + len(rule.states) for rule in RULES.values()}
 WRITES = {rule.name: 1 + len(rule.states) for rule in RULES.values()}
+#: what C++ calls a rule
+TYPES = {rule: rule.title().replace("_", "") for rule in RULES}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_cuda_kernels(tmp_path):
     assert all(int(registers) <= 64 for name, registers, _, _ in resources if name in fp32)
     for name in fp32:
         accesses = kernels[name]
-        (rule,) = (rule for rule in RULES if f"{len(rule)}{rule.capitalize()}E" in name)
+        (rule,) = (rule for rule, type_ in TYPES.items() if f"{len(type_)}{type_}E" in name)
         assert accesses["full", "load", 128] == READS[rule]
         assert accesses["full", "store", 128] == WRITES[rule]
 

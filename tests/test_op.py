@@ -5,7 +5,7 @@ import torch
 
 import vsgd_kernels.ops
 from tests.cases import CASES, gradient
-from vsgd_kernels import formats, rules
+from vsgd_kernels import formats, hyperparameters, rules
 from vsgd_kernels.batch import DTYPES
 
 OP = torch.ops.vsgd_kernels.step.default
@@ -16,7 +16,7 @@ def arguments(case, generator, backend):
     rule = case.optimizer.rule
     params = [torch.randn(40, generator=generator).to(dtype) for dtype in DTYPES]
     group = case.optimizer([torch.nn.Parameter(params[0])], **case.settings).param_groups[0]
-    row = [float(group[name]) for name in rule.hyper]
+    row = hyperparameters.row(rule.hyper, group)
     states = [
         torch.full_like(p, value, dtype=rules.arithmetic_dtype(p.dtype))
         for p in params
@@ -82,7 +82,7 @@ def test_no_tensors_nothing_to_do(case, generator, backend):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"rule": "adam"}, ValueError, "rule must be one of 'vsgd', got 'adam'"),
+        ({"rule": "adam"}, ValueError, "rule must be one of 'vsgd', .*, got 'adam'"),
         ({"backend": "none"}, ValueError, "backend must be one of .*, got 'none'"),
         ({"groups": [0]}, ValueError, r"must have .* entries for these params, got \[4, 2, 12, 4, 1\]"),
         ({"steps": [torch.zeros(())] * 3}, ValueError, r"got \[4, 2, 12, 3, 4\]"),

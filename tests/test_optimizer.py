@@ -11,6 +11,8 @@ import torch
 from tests.cases import check_step, gradient, make_params, step_counts
 from vsgd_kernels import VSGD
 
+pytestmark = pytest.mark.engine
+
 
 def test_no_gradient_no_step_no_state(case, backend, generator):
     params = make_params(generator)

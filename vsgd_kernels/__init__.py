@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .constant_vsgd import ConstantVSGD
 from .vsgd import VSGD, Posterior
 
 try:
@@ -9,4 +10,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that was never installed
     __version__ = "unknown"
 
-__all__ = ["VSGD", "Posterior", "__version__"]
+__all__ = ["VSGD", "ConstantVSGD", "Posterior", "__version__"]

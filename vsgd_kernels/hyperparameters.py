@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from .state_formats import FORMATS
 _Limit = tuple[str, Callable[[float], bool]]
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
 _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
-_EXPONENT: _Limit = ("in (0, 1]", lambda x: 0.0 < x <= 1.0)
+_TO_ONE: _Limit = ("in (0, 1]", lambda x: 0.0 < x <= 1.0)
+_BELOW_ONE: _Limit = ("in [0, 1)", lambda x: 0.0 <= x < 1.0)
 
 _LIMITS: dict[str, _Limit] = {
     "maximize": ("0 or 1", lambda x: x in (0.0, 1.0)),
@@ -25,9 +26,16 @@ _LIMITS: dict[str, _Limit] = {
     "shape_offset": _NOT_NEGATIVE,
     "ghattg": _POSITIVE,
     "ps": _POSITIVE,
-    "tau1": _EXPONENT,
-    "tau2": _EXPONENT,
+    "tau": _TO_ONE,
+    "tau1": _TO_ONE,
+    "tau2": _TO_ONE,
+    "beta1": _BELOW_ONE,
+    "beta2": _BELOW_ONE,
+    "decay": _TO_ONE,
+    "sampling_rate": _TO_ONE,
 }
+#: Hyperparameters that are one of a pair in a parameter group.
+_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
 class Settings(NamedTuple):
@@ -82,9 +90,29 @@ def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:
         TypeError: one is not a number, or `maximize` not a bool.
         ValueError: one is missing or out of its range; the message has its name and value.
     """
-    if missing := [name for name in names if name not in group]:
+    if missing := [entry for entry in entries(names) if entry not in group]:
         raise ValueError(f"{missing[0]} is missing from a parameter group")
-    return _checked_row(names, *(_number(name, group[name]) for name in names))
+    return _checked_row(names, *(_number(_title(name), _value(name, group)) for name in names))
+
+
+@lru_cache
+def entries(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The entries of a parameter group in which hyperparameters stand."""
+    return tuple(dict.fromkeys(_PAIRS[name][0] if name in _PAIRS else name for name in names))
+
+
+def _title(name: str) -> str:
+    return "{}[{}]".format(*_PAIRS[name]) if name in _PAIRS else name
+
+
+def _value(name: str, group: Mapping[str, Any]) -> Any:
+    if name not in _PAIRS:
+        return group[name]
+    entry, i = _PAIRS[name]
+    pair = group[entry]
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise TypeError(f"{entry} must be a pair of numbers, got {pair!r}")
+    return pair[i]
 
 
 def _number(name: str, value: Any) -> Any:
@@ -109,7 +137,7 @@ def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
     for name, number, value in zip(names, row, values, strict=True):
         words, holds = _LIMITS[name]
         if not holds(number):
-            raise ValueError(f"{name} must be {words}, got {value!r}")
+            raise ValueError(f"{_title(name)} must be {words}, got {value!r}")
     return row
 
 

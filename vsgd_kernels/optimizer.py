@@ -17,6 +17,11 @@ from .plan import Plan, gradients_of, operands_of, param_name
 from .rules import Rule, arithmetic_dtype
 
 
+def arguments_of(constructor: dict[str, Any]) -> dict[str, Any]:
+    """A class's arguments by name, from its constructor's `locals()`."""
+    return {name: value for name, value in constructor.items() if name not in ("self", "__class__")}
+
+
 class FusedOptimizer(Optimizer):
     """A `torch.optim.Optimizer` that steps all its parameters with one launch a device; its classes set `rule`."""
 
@@ -24,8 +29,9 @@ class FusedOptimizer(Optimizer):
     # GradScaler then leaves unscaling and the skipping of overflowed steps to step().
     _step_supports_amp_scaling = True
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str | None) -> None:
-        defaults = {**defaults, "state_version": checkpoint.VERSION}
+    def __init__(self, params: ParamsT, backend: str | None, **settings: Any) -> None:
+        """A class passes on its arguments, all others being settings of a parameter group."""
+        defaults = {**settings, "state_version": checkpoint.VERSION}
         hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
         self._backend = backend
@@ -176,5 +182,5 @@ class FusedOptimizer(Optimizer):
         self._plan = None
         self._captured = []
         for group in self.param_groups:
-            for name in (*self.rule.hyper, *checkpoint.SETTINGS):
+            for name in (*hyperparameters.entries(self.rule.hyper), *checkpoint.SETTINGS):
                 group.setdefault(name, self.defaults[name])

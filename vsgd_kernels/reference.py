@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .rules import BOUNDS, VsgdScalars
+from .rules import BOUNDS, ConstantVsgdScalars, VsgdScalars
 
 
 def bounded(ghat: Tensor) -> Tensor:
@@ -52,7 +52,25 @@ def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars)
     return theta, (mug, bg, bhg)
 
 
+def constant_vsgd(
+    theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: ConstantVsgdScalars
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of ConstantVSGD, Algorithm 2; arguments and result as `vsgd`'s, with the state (mug, b)."""
+    tiny = BOUNDS[theta.dtype].tiny
+    mug, b = state
+    sigma2 = (b * s.w * s.inv_a).clamp(min=tiny)  # 35
+    d = ghat - mug
+    dg = s.w * d  # mug' - mug
+    dghat = d - dg  # ghat - mug'
+    mug = mug + dg  # 34
+    # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
+    b = (b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b)).clamp(min=tiny)
+    theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
+    return theta, (mug, b)
+
+
 #: rule name -> (theta, ghat, state, scalars) -> (theta, state)
 RULES: dict[str, Callable[[Tensor, Tensor, tuple[Tensor, ...], Any], tuple[Tensor, tuple[Tensor, ...]]]] = {
     "vsgd": vsgd,
+    "constant_vsgd": constant_vsgd,
 }

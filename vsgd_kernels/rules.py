@@ -76,6 +76,42 @@ def vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, flo
     return 0.0, scalars.pbg, scalars.pbhg
 
 
+class ConstantVsgdScalars(NamedTuple):
+    """The scalars of one step of ConstantVSGD, in double; rates are doubled, as the authors store them."""
+
+    w: float
+    inv_a: float
+    pb: float
+    rho: float
+    lr: float
+    decay: float
+    eps: float
+    t: float
+    sign: float
+
+
+def constant_vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> ConstantVsgdScalars:
+    """The scalars of step `t` (from 1), for arithmetic in `dtype`."""
+    lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset = hyper
+    pb = prior_rate(2.0 * ps, dtype)
+    return ConstantVsgdScalars(
+        w=1.0 / (ghattg + 1.0),
+        inv_a=1.0 / (pb + shape_offset + (0.0 if t == 1 else 2.0)),
+        pb=pb,
+        rho=t**-tau,
+        lr=lr,
+        decay=1.0 - lr * weight_decay,
+        eps=eps,
+        t=float(t),
+        sign=-1.0 if maximize else 1.0,
+    )
+
+
+def constant_vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The states before the first step: no mean, and the prior rate."""
+    return 0.0, constant_vsgd_scalars(1, hyper, dtype).pb
+
+
 @dataclass(frozen=True)
 class Rule:
     """An update rule.
@@ -111,4 +147,14 @@ VSGD = Rule(
     initial=vsgd_initial,
 )
 
-RULES = {rule.name: rule for rule in (VSGD,)}
+CONSTANT_VSGD = Rule(
+    name="constant_vsgd",
+    states=("mug", "b"),
+    rates=("b",),
+    hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau", "shape_offset"),
+    scalars=constant_vsgd_scalars,
+    scalar_count=len(ConstantVsgdScalars._fields),
+    initial=constant_vsgd_initial,
+)
+
+RULES = {rule.name: rule for rule in (VSGD, CONSTANT_VSGD)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import hyperparameters, reference, rules, state_formats
-from .optimizer import FusedOptimizer
+from .optimizer import FusedOptimizer, arguments_of
 
 
 class Posterior(NamedTuple):
@@ -102,21 +102,7 @@ class VSGD(FusedOptimizer):
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "ghattg": ghattg,
-            "ps": ps,
-            "tau1": tau1,
-            "tau2": tau2,
-            "weight_decay": weight_decay,
-            "eps": eps,
-            "shape_offset": shape_offset,
-            "maximize": maximize,
-            "capturable": capturable,
-            "state_format": state_format,
-            "seed": seed,
-        }
-        super().__init__(params, defaults, backend)
+        super().__init__(**arguments_of(locals()))
 
     @torch.no_grad()
     def get_current_posterior(self) -> list[Posterior]:

@@ -83,7 +83,36 @@ def vsgd(theta, ghat, state, s, tiny):
     return theta, (mug, bg, bhg)
 
 
+@triton.jit
+def constant_vsgd_scalars(t, h, tiny, big):
+    """The scalars of step t of ConstantVSGD, in float64."""
+    lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset = h
+    w = 1.0 / (ghattg + 1.0)
+    pb = prior_rate(2.0 * ps, tiny, big)
+    inv_a = 1.0 / (pb + shape_offset + tl.where(t == 1.0, 0.0, 2.0))
+    rho = power(t, -tau)
+    decay = 1.0 - lr * weight_decay
+    sign = tl.where(maximize != 0.0, -1.0, 1.0)
+    return w, inv_a, pb, rho, lr, decay, eps, t, sign
+
+
+@triton.jit
+def constant_vsgd(theta, ghat, state, s, tiny):
+    """One step of ConstantVSGD, Algorithm 2."""
+    mug, b = state
+    w, inv_a, pb, rho, lr, decay, eps, _, _ = s
+    sigma2 = at_least(b * w * inv_a, tiny)  # 35
+    d = ghat - mug
+    dg = w * d  # mug' - mug
+    dghat = d - dg  # ghat - mug'
+    mug = mug + dg  # 34
+    # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
+    b = at_least(b + rho * (pb + (b * inv_a + d * dghat) - b), tiny)
+    theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
+    return theta, (mug, b)
+
+
 #: rule name -> its update
-RULES = {"vsgd": vsgd}
+RULES = {"vsgd": vsgd, "constant_vsgd": constant_vsgd}
 #: rule name -> its scalars
-SCALARS = {"vsgd": vsgd_scalars}
+SCALARS = {"vsgd": vsgd_scalars, "constant_vsgd": constant_vsgd_scalars}
