@@ -22,6 +22,7 @@ struct Row {
   int64_t format;  // of its states: states.h's Format
   int64_t blocks;  // address of q8's words, [blocks, states], or 0
   int64_t key;     // noise.py's tensor_key
+  int64_t seed, place;  // of philox.py
   int64_t state[kMaxStates];  // addresses
 };
 constexpr int kFirstState = 3;  // operand of the first state in a layout record

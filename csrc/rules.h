@@ -1,7 +1,7 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its name, its states and which of them are rates, its hyperparameters (columns of a row of the hyper table),
-// the scalars of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates
-// are doubled, as the authors store them.
+// Each rule is a type: its name, its states and which of them are rates, whether it draws random numbers, its
+// hyperparameters (columns of a row of the hyper table), the scalars of one step (double arithmetic, rounded once), and
+// the update. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
@@ -21,10 +21,17 @@ VSGD_FN double prior_rate(double rate) {
   return rate < floor ? floor : rate > ceiling ? ceiling : rate;
 }
 
+// What an update takes beside an element's gradient and states, where its rule says so.
+template <class A>
+struct Extra {
+  uint32_t word;  // where Rule::draws: random bits
+};
+
 // VSGD, Algorithm 1 (Eqs. 15-24).
 struct Vsgd {
   static constexpr const char* name = "vsgd";
   static constexpr int states = 3;
+  static constexpr bool draws = false;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
 
@@ -51,7 +58,7 @@ struct Vsgd {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
+  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>&) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
     A w = bg / (bg + bhg);                                                              // gain
     A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
@@ -69,6 +76,7 @@ struct Vsgd {
 struct ConstantVsgd {
   static constexpr const char* name = "constant_vsgd";
   static constexpr int states = 2;
+  static constexpr bool draws = false;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset, hypers };
 
@@ -94,7 +102,7 @@ struct ConstantVsgd {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
+  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>&) {
     A &mug = state[0], &b = state[1];
     A sigma2 = at_least(b * s.w * s.inv_a, Bounds<A>::tiny);                            // 35
     A d = ghat - mug;
@@ -104,6 +112,50 @@ struct ConstantVsgd {
     // 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
     b = at_least(b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b), Bounds<A>::tiny);
     theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+  }
+};
+
+// 1 - beta^t, without cancellation.
+VSGD_FN double complement(double beta, double t) { return beta > 0.0 ? -expm1(t * log(beta)) : 1.0; }
+
+// StochGradAdam, Algorithm 1 of Yun's paper.
+struct StochGradAdam {
+  static constexpr const char* name = "stoch_grad_adam";
+  static constexpr int states = 2;
+  static constexpr bool draws = true;
+  VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
+  enum Hyper { lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate, hypers };
+
+  template <class A>
+  struct Scalars {
+    A kept, beta1, gain1, beta2, gain2, m_scale, v_scale, lr, decay, eps, t, sign;
+  };
+
+  template <class A>
+  VSGD_FN static Scalars<A> scalars(double t, const double* h) {
+    Scalars<A> s;
+    s.kept = A(ceil(h[sampling_rate] * 0x1p24));
+    s.beta1 = A(h[beta1] * h[decay]);
+    s.gain1 = A(1.0 - h[beta1] * h[decay]);
+    s.beta2 = A(h[beta2]);
+    s.gain2 = A(1.0 - h[beta2]);
+    s.m_scale = A(1.0 / complement(h[beta1], t));
+    s.v_scale = A(1.0 / complement(h[beta2], t));
+    s.lr = A(h[lr]);
+    s.decay = A(1.0 - h[lr] * h[weight_decay]);
+    s.eps = A(h[eps]);
+    s.t = A(t);
+    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    return s;
+  }
+
+  template <class A>
+  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>& extra) {
+    A &m = state[0], &v = state[1];
+    A phi = (A(int32_t(extra.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
+    m = s.beta1 * m + s.gain1 * phi;
+    v = at_least(s.beta2 * v + s.gain2 * (phi * phi), Bounds<A>::tiny);
+    theta = theta * s.decay - s.lr * ((m * s.m_scale) / (square_root(v * s.v_scale) + s.eps));
   }
 };
 
@@ -120,6 +172,6 @@ struct RuleList {
 };
 
 // Every rule that the kernels are compiled for.
-using Rules = RuleList<Vsgd, ConstantVsgd>;
+using Rules = RuleList<Vsgd, ConstantVsgd, StochGradAdam>;
 
 }  // namespace vsgd

@@ -1,8 +1,11 @@
 // Steps a run of elements on the CPU, in loops that gcc vectorises for whatever instruction set they are inlined into.
 #pragma once
 
+#include <type_traits>
+
 #include "chunks.h"
 #include "formats.h"
+#include "philox.h"
 #include "rules.h"
 #include "states.h"
 
@@ -17,22 +20,40 @@ struct Operands {
   void* state[kMaxStates];
   uint32_t* words;  // q8's, of the run's first block
   Noise noise;
+  Draw draw;  // of rules that draw
 };
 
-// Steps n elements whose states are numbers, side by side.
+// Steps n elements whose states are numbers, side by side. words: of each element, for rules that draw.
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
 VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int64_t n,
-                        const typename Rule::template Scalars<A>& s) {
+                        const typename Rule::template Scalars<A>& s, const uint32_t* words = nullptr) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     A theta = load_param(param + i, low + i);
     A ghat = bounded(load(grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
-    Rule::update(theta, ghat, state, s);
+    Extra<A> extra;
+    if constexpr (Rule::draws) extra.word = words[i];
+    Rule::update(theta, ghat, state, s, extra);
     for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
     store_param(param + i, low + i, theta);
   }
+}
+
+// Steps n elements, at most a block of codes, whose states are numbers.
+template <class Rule, class P, class A>
+VSGD_FN void run_numbers(const Operands<P>& at, A* const* numbers, int64_t first, int64_t n,
+                         const typename Rule::template Scalars<A>& s) {
+  uint32_t words[kCodes];
+  if constexpr (Rule::draws) {
+    const Draw draw = at.draw.from(first);
+    for (uint32_t i = 0; i < kCodes / 4; ++i) {
+      const Four four = draw.words(i);
+      for (int j = 0; j < 4; ++j) words[4 * i + j] = four.word[j];
+    }
+  }
+  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s, words);
 }
 
 template <bool rate>
@@ -87,20 +108,25 @@ VSGD_FN void encode_states(S* const* stored, int64_t first, int64_t n, float (*t
   }
 }
 
-// Steps n elements, at most a block of codes, by way of a tile of numbers in the first-level cache: several short loops,
-// each of which vectorises, and q8 needs all numbers of a block before it can store one.
-template <class Rule, class P, class S>
-VSGD_FN void run_coded(const Operands<P>& at, S* const* stored, int64_t first, int64_t n,
-                       const typename Rule::template Scalars<float>& s) {
-  float tile[Rule::states][kCodes];
-  float* numbers[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) numbers[k] = tile[k];
-  uint32_t random[kCodes];
-  uint32_t* words = at.words + first / kCodes * Rule::states;  // used by q8 only
-  decode_states<Rule>(stored, first, n, tile, words);
-  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s);
-  for (int i = 0; i < kCodes; ++i) random[i] = at.noise.bits(uint32_t(first) + uint32_t(i));
-  encode_states<Rule>(stored, first, n, tile, words, random);
+// Steps n elements, at most a block of codes. Coded states, by way of a tile of numbers in the first-level cache: several
+// short loops, each of which vectorises, and q8 needs all numbers of a block before it can store one.
+template <class Rule, class P, class S, class A = typename Arithmetic<P>::type>
+VSGD_FN void run_tile(const Operands<P>& at, S* const* stored, int64_t first, int64_t n,
+                      const typename Rule::template Scalars<A>& s) {
+  A* numbers[Rule::states];
+  if constexpr (std::is_same_v<S, A>) {
+    for (int k = 0; k < Rule::states; ++k) numbers[k] = stored[k] + first;
+    run_numbers<Rule>(at, numbers, first, n, s);
+  } else {
+    float tile[Rule::states][kCodes];
+    for (int k = 0; k < Rule::states; ++k) numbers[k] = tile[k];
+    uint32_t random[kCodes];
+    uint32_t* words = at.words + first / kCodes * Rule::states;  // used by q8 only
+    decode_states<Rule>(stored, first, n, tile, words);
+    run_numbers<Rule>(at, numbers, first, n, s);
+    for (int i = 0; i < kCodes; ++i) random[i] = at.noise.bits(uint32_t(first) + uint32_t(i));
+    encode_states<Rule>(stored, first, n, tile, words, random);
+  }
 }
 
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
@@ -109,12 +135,12 @@ VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalar
   const auto s = scalars;
   S* stored[Rule::states];
   for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
-  if constexpr (format == Format::fp32) {
+  if constexpr (format == Format::fp32 && !Rule::draws) {
     update_all<Rule>(at.param, at.low, at.grad, stored, n, s);
   } else {
     int64_t first = 0;
-    for (; first + kCodes <= n; first += kCodes) run_coded<Rule>(at, stored, first, kCodes, s);
-    if (first < n) run_coded<Rule>(at, stored, first, n - first, s);
+    for (; first + kCodes <= n; first += kCodes) run_tile<Rule>(at, stored, first, kCodes, s);
+    if (first < n) run_tile<Rule>(at, stored, first, n - first, s);
   }
 }
 

@@ -87,7 +87,7 @@ class Walk {
 // A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t begin, int64_t end,
-                 const typename Rule::template Scalars<A>& scalars, Noise noise,
+                 const typename Rule::template Scalars<A>& scalars, Noise noise, Draw draw,
                  typename Run<Rule, P, format>::Function run) {
   using S = typename StoredState<format, A>::type;
   constexpr int64_t kTile = 256;
@@ -95,7 +95,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
   P param[kTile], grad[kTile];
   Low low[kTile];
   S state[Rule::states][kTile];
-  Operands<P> tile{param, low, grad, {}, nullptr, noise};
+  Operands<P> tile{param, low, grad, {}, nullptr, noise, draw};
   S* home[Rule::states];
   for (int k = 0; k < Rule::states; ++k) {
     tile.state[k] = state[k];
@@ -111,6 +111,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
     }
     tile.noise = noise.from(i);
+    tile.draw = draw.from(i);
     tile.words = words_of<Rule>(row, i);
     run(tile, n, scalars);
     for (int64_t j = 0; j < n; ++j, out.next()) {
@@ -158,14 +159,17 @@ void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t b
   const auto& scalars = scalars_of.template at<A>(row);
   const auto run = Run<Rule, P, format>::of(isa);
   const Noise noise = Noise::of(row.key, float(scalars.t));
+  const Draw draw = Draw::of(row.seed, row.place, float(scalars.t));
   if (row.layout >= 0)
-    return run_strided<Rule, P, format>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, noise, run);
+    return run_strided<Rule, P, format>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, noise, draw,
+                                        run);
   Operands<P> at{reinterpret_cast<P*>(row.param) + begin,
                  reinterpret_cast<Low*>(row.low) + begin,
                  reinterpret_cast<const P*>(gradient) + begin,
                  {},
                  words_of<Rule>(row, begin),
-                 noise.from(begin)};
+                 noise.from(begin),
+                 draw.from(begin)};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<S*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }

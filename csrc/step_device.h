@@ -9,6 +9,7 @@
 
 #include "formats.h"
 #include "lanes.h"
+#include "philox.h"
 #include "rules.h"
 
 namespace vsgd {
@@ -59,6 +60,7 @@ struct Tile {
   const int64_t* layouts;
   const typename Rule::template Scalars<A>& s;
   const Noise noise;
+  const Draw draw;
   uint32_t* words;  // q8's
 
   struct Lane {
@@ -92,12 +94,18 @@ struct Tile {
       const float unit = blocks && !Rule::is_rate(k) ? mean_unit(words[k]) : 0.0f;
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) own.state[k][j] = decoded(stored.at[j], k, unit);
     }
+    [[maybe_unused]] Four four;  // words of the lane's four elements, or of one among others
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       A theta = load_param(&param.at[j], &low.at[j]);
       A ghat = bounded(load(&grad.at[j]) * s.sign);
       A state[Rule::states];
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) state[k] = own.state[k][j];
-      Rule::update(theta, ghat, state, s);
+      Extra<A> extra;
+      if constexpr (Rule::draws) {
+        if (path != Path::aligned || j == 0) four = draw.words(uint32_t((at.element(j) - first) / 4));
+        extra.word = path == Path::aligned ? four.word[j] : four.word[at.element(j) % 4];
+      }
+      Rule::update(theta, ghat, state, s, extra);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];
         if (blocks && at.element(j) < row.numel) {
@@ -159,14 +167,17 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   auto s = static_cast<const typename Rule::template Scalars<A>*>(step.scalars)[step.scalar_row[tensor]];
   if (step.amp.grad_scale) s.sign = A(double(s.sign) / double(*step.amp.grad_scale));
   const Noise noise = format == Format::fp32 ? Noise() : Noise::of(row.key, float(s.t));
+  const Draw draw = Rule::draws ? Draw::of(row.seed, row.place, float(s.t)) : Draw();
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
   for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
     uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (format == Format::q8 ? first / kCodes * Rule::states : 0);
     if (path == Path::aligned && first + kTile <= end) {
-      Tile<Rule, P, format, Path::aligned, true>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
+      Tile<Rule, P, format, Path::aligned, true>{
+          row, gradient, first, step.layouts, s, noise.from(first), draw.from(first), words}.run();
     } else {
-      Tile<Rule, P, format, path, false>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
+      Tile<Rule, P, format, path, false>{
+          row, gradient, first, step.layouts, s, noise.from(first), draw.from(first), words}.run();
     }
   }
 }

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import state_formats
 from .formats import LOW_DTYPE
+from .noise import tensor_key
 from .rules import Rule
 
 #: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
@@ -33,7 +34,8 @@ class Batch:
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
         groups: for each parameter its row of `hyper`.
         blocks: for each parameter in format q8 its blocks' words, None for the others.
-        keys: for each parameter what its random bits are made from (noise.py's `tensor_key`).
+        seeds: for each parameter that of its group.
+        places: for each parameter its number in its optimizer; with the seed, what its random bits are made from.
         capturable: whether a step must not wait for the device, so that a CUDA graph can be made of it.
         lrs: for rows of `hyper` whose learning rate is read on the device, where `capturable`, that tensor.
     """
@@ -47,9 +49,15 @@ class Batch:
     hyper: Tensor
     groups: list[int]
     blocks: list[Tensor | None]
-    keys: list[int]
+    seeds: list[int]
+    places: list[int]
     capturable: bool = False
     lrs: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[int]:
+        """For each parameter what its states are rounded by."""
+        return list(map(tensor_key, self.seeds, self.places))
 
     def read_hyper(self) -> Tensor:
         """`hyper` with the learning rates of `lrs` in it; waits for their device."""

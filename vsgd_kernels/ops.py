@@ -8,7 +8,6 @@ from torch import Tensor
 from . import backends, state_formats
 from .batch import Batch
 from .formats import has_low
-from .noise import tensor_key
 from .rules import RULES
 
 
@@ -78,7 +77,7 @@ def step(
         grad_scale: gradients are divided by it; float32, 1 element.
         found_inf: where it is not 0, the step changes nothing; float32, 1 element.
         capturable: whether the step counts are on the parameters' device.
-        seed: of the stochastic rounding; a parameter's place in `params` counts too.
+        seed: of what is random; a parameter's place in `params` counts too.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `Launch` and `backends.choose`; nothing is written then.
@@ -110,7 +109,8 @@ def step(
         hyper,
         groups,
         [next(block) if is_coded else None for is_coded in coded],
-        [tensor_key(seed, i) for i in range(n)],
+        [seed] * n,
+        list(range(n)),
         capturable,
     )
     Launch(batch, grads, backend).run(grads, grad_scale, found_inf)

@@ -13,7 +13,6 @@ from torch import Tensor
 from .batch import Batch
 from .formats import has_low
 from .hyperparameters import Settings
-from .noise import tensor_key
 from .ops import Launch
 from .rules import Rule
 from .state_formats import BLOCKS
@@ -106,7 +105,8 @@ class Plan:
                 self._hyper,
                 [operands[i].group for i in indices],
                 [self._states[i].get(BLOCKS) for i in indices],
-                [tensor_key(settings[operands[i].group].seed, operands[i].place) for i in indices],
+                [settings[operands[i].group].seed for i in indices],
+                [operands[i].place for i in indices],
                 capturable,
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )

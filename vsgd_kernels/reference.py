@@ -7,11 +7,10 @@ Neural Networks". Rates are doubled, as the authors store them: ``bg`` is their 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from .rules import BOUNDS, ConstantVsgdScalars, VsgdScalars
+from .rules import BOUNDS, ConstantVsgdScalars, StochGradAdamScalars, VsgdScalars
 
 
 def bounded(ghat: Tensor) -> Tensor:
@@ -69,8 +68,26 @@ def constant_vsgd(
     return theta, (mug, b)
 
 
-#: rule name -> (theta, ghat, state, scalars) -> (theta, state)
-RULES: dict[str, Callable[[Tensor, Tensor, tuple[Tensor, ...], Any], tuple[Tensor, tuple[Tensor, ...]]]] = {
+def stoch_grad_adam(
+    theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: StochGradAdamScalars, words: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of StochGradAdam, Algorithm 1 of Yun's paper.
+
+    Args and Returns: as `vsgd`'s, with the state (exp_avg, exp_avg_sq), the m and v of the paper, and
+        words: int64, 32 random bits of each element, of theta's shape.
+    """
+    tiny = BOUNDS[theta.dtype].tiny
+    m, v = state
+    phi = (words >> 8 < s.kept).to(ghat) * ghat  # U = (words >> 8) 2^-24
+    m = s.beta1 * m + s.gain1 * phi
+    v = (s.beta2 * v + s.gain2 * (phi * phi)).clamp(min=tiny)
+    theta = theta * s.decay - s.lr * ((m * s.m_scale) / ((v * s.v_scale).sqrt() + s.eps))
+    return theta, (m, v)
+
+
+#: rule name -> (theta, ghat, state, scalars, and what else the rule takes) -> (theta, state)
+RULES: dict[str, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]] = {
     "vsgd": vsgd,
     "constant_vsgd": constant_vsgd,
+    "stoch_grad_adam": stoch_grad_adam,
 }

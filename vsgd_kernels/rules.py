@@ -5,6 +5,7 @@ The per-element equations of a rule stand in ``reference.py`` (torch) and ``csrc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -112,6 +113,52 @@ def constant_vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[f
     return 0.0, constant_vsgd_scalars(1, hyper, dtype).pb
 
 
+class StochGradAdamScalars(NamedTuple):
+    """The scalars of one step of StochGradAdam, in double."""
+
+    kept: float  # of 2^24 random numbers
+    beta1: float
+    gain1: float
+    beta2: float
+    gain2: float
+    m_scale: float
+    v_scale: float
+    lr: float
+    decay: float
+    eps: float
+    t: float
+    sign: float
+
+
+def complement(beta: float, t: float) -> float:
+    """1 - beta^t, without cancellation."""
+    return -math.expm1(t * math.log(beta)) if beta else 1.0
+
+
+def stoch_grad_adam_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> StochGradAdamScalars:
+    """The scalars of step `t` (from 1)."""
+    lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate = hyper
+    return StochGradAdamScalars(
+        kept=math.ceil(sampling_rate * 2.0**24),
+        beta1=beta1 * decay,
+        gain1=1.0 - beta1 * decay,
+        beta2=beta2,
+        gain2=1.0 - beta2,
+        m_scale=1.0 / complement(beta1, t),
+        v_scale=1.0 / complement(beta2, t),
+        lr=lr,
+        decay=1.0 - lr * weight_decay,
+        eps=eps,
+        t=float(t),
+        sign=-1.0 if maximize else 1.0,
+    )
+
+
+def stoch_grad_adam_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The states before the first step: no mean, and as good as no mean square."""
+    return 0.0, BOUNDS[dtype].tiny
+
+
 @dataclass(frozen=True)
 class Rule:
     """An update rule.
@@ -121,11 +168,12 @@ class Rule:
         states: names of its per-element states, in the order of every argument list.
         rates: those of them that are strictly positive.
         hyper: names of its hyperparameters, in the order of a row of the hyper table. Each is an entry of a parameter
-            group.
+            group, or one of a pair there (``hyperparameters.py``).
         scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t; the last two are t and the
             gradient's sign.
         scalar_count: how many those are.
         initial: (row of the hyper table, arithmetic dtype) -> the states before the first step.
+        draws: whether its update takes 32 random bits of each element (``philox.py``).
     """
 
     name: str
@@ -135,6 +183,7 @@ class Rule:
     scalars: Callable[[float, Sequence[float], torch.dtype], Any]
     scalar_count: int
     initial: Callable[[Sequence[float], torch.dtype], tuple[float, ...]]
+    draws: bool = False
 
 
 VSGD = Rule(
@@ -157,4 +206,15 @@ CONSTANT_VSGD = Rule(
     initial=constant_vsgd_initial,
 )
 
-RULES = {rule.name: rule for rule in (VSGD, CONSTANT_VSGD)}
+STOCH_GRAD_ADAM = Rule(
+    name="stoch_grad_adam",
+    states=("exp_avg", "exp_avg_sq"),
+    rates=("exp_avg_sq",),
+    hyper=("lr", "weight_decay", "eps", "maximize", "beta1", "beta2", "decay", "sampling_rate"),
+    scalars=stoch_grad_adam_scalars,
+    scalar_count=len(StochGradAdamScalars._fields),
+    initial=stoch_grad_adam_initial,
+    draws=True,
+)
+
+RULES = {rule.name: rule for rule in (VSGD, CONSTANT_VSGD, STOCH_GRAD_ADAM)}

@@ -77,7 +77,7 @@ def decode(rule: Rule, states: Sequence[Tensor], blocks: Tensor | None) -> list[
     if blocks is None:
         return [state.float() if state.dtype == torch.bfloat16 else state for state in states]
     return [
-        _from_memory_order(_decode_codes(key in rule.rates, _memory_order(codes), word), codes)
+        from_memory_order(_decode_codes(key in rule.rates, _memory_order(codes), word), codes)
         for key, codes, word in zip(rule.states, states, blocks.unbind(1), strict=True)
     ]
 
@@ -110,7 +110,7 @@ def encode(
         else:
             codes, word = _encode_means(flat, random)
             blocks[:, k] = word
-        state.copy_(_from_memory_order(codes, state))
+        state.copy_(from_memory_order(codes, state))
 
 
 def initial(name: str, rule: Rule, param: Tensor, values: Sequence[float]) -> dict[str, Tensor]:
@@ -153,7 +153,8 @@ def _memory_order(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     return tensor.permute(_order(tensor if like is None else like)).reshape(-1)
 
 
-def _from_memory_order(flat: Tensor, like: Tensor) -> Tensor:
+def from_memory_order(flat: Tensor, like: Tensor) -> Tensor:
+    """Elements [numel] that lie as those of `like` do in memory, in the shape of `like`."""
     order = _order(like)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return flat.view([like.shape[d] for d in order]).permute(inverse)

@@ -9,6 +9,7 @@ from .. import reference, state_formats
 from ..batch import Batch
 from ..formats import load_param, store_param
 from ..noise import Noise
+from ..philox import words
 from ..rules import arithmetic_dtype
 from .device import capturing
 
@@ -48,13 +49,16 @@ class EagerBackend:
         b = prepared
         update = reference.RULES[b.rule.name]
         rows = b.read_hyper().tolist()
-        columns = zip(b.params, b.lows, grads, b.states, b.blocks, b.steps, b.groups, b.keys, strict=True)
-        for param, low, grad, states, blocks, step, group, key in columns:
+        columns = zip(
+            b.params, b.lows, grads, b.states, b.blocks, b.steps, b.groups, b.keys, b.seeds, b.places, strict=True
+        )
+        for param, low, grad, states, blocks, step, group, key, seed, place in columns:
             step += 1
             dtype = arithmetic_dtype(param.dtype)
             scalars = b.rule.scalars(step.item(), rows[group], dtype)
             ghat = reference.bounded(grad.to(dtype) * (scalars.sign / scale))
             old = tuple(state_formats.decode(b.rule, states, blocks))
-            theta, new = update(load_param(param, low), ghat, old, scalars)
+            extra = (words(seed, place, int(step.item()), states[0]),) if b.rule.draws else ()
+            theta, new = update(load_param(param, low), ghat, old, scalars, *extra)
             store_param(param, low, theta)
             state_formats.encode(b.rule, new, states, blocks, Noise.of(key, int(step.item())))

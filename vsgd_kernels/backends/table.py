@@ -16,6 +16,7 @@ from .library import Watch
 #: Columns of a row, all int64: addresses, sizes, indices.
 COLUMNS = (
     *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "blocks", "key"),
+    *("seed", "place"),
     *("state0", "state1", "state2", "state3"),
 )
 #: Of the first state among a tensor's operands: parameter, gradient, low and states.
@@ -46,16 +47,18 @@ class Table:
             batch.groups,
             batch.blocks,
             batch.keys,
+            batch.seeds,
+            batch.places,
             strict=True,
         )
-        for param, low, grad, states, step, group, blocks, key in columns:
+        for param, low, grad, states, step, group, blocks, key, seed, place in columns:
             operands = (param, grad, param if low is None else low, *states)
             record = layout_record(param.shape, [operand.stride() for operand in operands])
             rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
             rows.append(list(FORMATS).index(format_of(states)))
-            rows.extend((0 if blocks is None else blocks.data_ptr(), key))
+            rows.extend((0 if blocks is None else blocks.data_ptr(), key, seed, place))
             rows.extend(state.data_ptr() for state in states)
             rows.extend([0] * (len(COLUMNS) - _STATES - len(states)))
             layouts.extend(record)

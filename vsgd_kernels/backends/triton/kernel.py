@@ -13,6 +13,7 @@ import triton.language as tl
 from . import access
 from .access import entry, load, offsets_of, pointer, store
 from .formats import load_param, low_of, stored_param, widen
+from .philox import random_words
 from .rules import bounded
 from .states import noise_of
 
@@ -67,6 +68,7 @@ def step_kernel(
     STORE: tl.constexpr,
     STATES: tl.constexpr,
     RATES: tl.constexpr,  # a bit for each state that is a rate
+    DRAWS: tl.constexpr,  # whether the rule takes random bits
     SCALARS: tl.constexpr,
     PARAM: tl.constexpr,  # dtype of parameters and gradients
     ARITHMETIC: tl.constexpr,  # dtype of scalars, and of what is computed
@@ -91,25 +93,26 @@ def step_kernel(
     factor = s[SCALARS - 1]
     if grad_scale is not None:
         factor = factor / entry(grad_scale).to(ARITHMETIC)
-    noise = noise_of(row, s[SCALARS - 2])
+    t = s[SCALARS - 2]
+    noise = noise_of(row, t)
     numel = entry(row + access.NUMEL)
     start = (program - entry(first_chunk + tensor)) * CHUNK
     for i in range(CHUNK // BLOCK):
         first = start + i * BLOCK
         if first + BLOCK <= numel:
-            _block(row, gradient, layouts, first, numel, s, factor, noise, False, UPDATE, LOAD, STORE,
-                   STATES, RATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE,
+                   STATES, RATES, DRAWS, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
         elif first < numel:
-            _block(row, gradient, layouts, first, numel, s, factor, noise, True, UPDATE, LOAD, STORE,
-                   STATES, RATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE,
+                   STATES, RATES, DRAWS, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _block(
-    row, gradient, layouts, first, numel, s, factor, noise, MASKED: tl.constexpr,
+    row, gradient, layouts, first, numel, s, t, factor, noise, MASKED: tl.constexpr,
     UPDATE: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr, STATES: tl.constexpr, RATES: tl.constexpr,
-    PARAM: tl.constexpr, ARITHMETIC: tl.constexpr, TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr,
-    STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+    DRAWS: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr, TINY: tl.constexpr, BIG: tl.constexpr,
+    ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Steps elements [first, first + BLOCK) of a tensor, as far as there are any."""
     index = first + tl.arange(0, BLOCK)
@@ -127,7 +130,8 @@ def _block(
         theta = stored
     state = LOAD(row, layouts, index, numel, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
 
-    theta, state = UPDATE(theta, ghat, state, s, TINY)
+    words = random_words(row, first, t, BLOCK) if DRAWS else None
+    theta, state = UPDATE(theta, ghat, state, s, words, TINY)
 
     stored = stored_param(theta, PARAM)
     store(param, stored, mask, MASKED)

@@ -47,6 +47,17 @@ def power(x, y):
 
 
 @triton.jit
+def complement(beta, t):
+    """1 - beta ** t for float64 beta from 0 to below 1, without cancellation."""
+    exponent = t * tl.log2(beta)
+    u = tl.exp2(exponent)
+    # u's rounding, which 1 - u brings to light, is in its logarithm as well (Kahan's expm1).
+    cancels = (u > 0.5) & (u < 1.0)
+    exact = (1.0 - u) * (exponent / tl.log2(tl.where(cancels, u, 0.5)))
+    return tl.where(cancels, exact, tl.where(u < 1.0, 1.0 - u, -exponent * 0.6931471805599453))
+
+
+@triton.jit
 def prior_rate(rate, tiny, big):
     """A prior rate, within what the arithmetic type can hold."""
     return tl.minimum(tl.maximum(rate, tiny), big * big)
@@ -67,7 +78,7 @@ def vsgd_scalars(t, h, tiny, big):
 
 
 @triton.jit
-def vsgd(theta, ghat, state, s, tiny):
+def vsgd(theta, ghat, state, s, words, tiny):
     """One step of VSGD, Algorithm 1."""
     mug, bg, bhg = state
     inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _, _ = s
@@ -97,7 +108,7 @@ def constant_vsgd_scalars(t, h, tiny, big):
 
 
 @triton.jit
-def constant_vsgd(theta, ghat, state, s, tiny):
+def constant_vsgd(theta, ghat, state, s, words, tiny):
     """One step of ConstantVSGD, Algorithm 2."""
     mug, b = state
     w, inv_a, pb, rho, lr, decay, eps, _, _ = s
@@ -112,7 +123,36 @@ def constant_vsgd(theta, ghat, state, s, tiny):
     return theta, (mug, b)
 
 
+@triton.jit
+def stoch_grad_adam_scalars(t, h, tiny, big):
+    """The scalars of step t of StochGradAdam, in float64."""
+    lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate = h
+    kept = tl.ceil(sampling_rate * 16777216.0)
+    m_scale = 1.0 / complement(beta1, t)
+    v_scale = 1.0 / complement(beta2, t)
+    sign = tl.where(maximize != 0.0, -1.0, 1.0)
+    beta1 = beta1 * decay
+    decay = 1.0 - lr * weight_decay
+    return kept, beta1, 1.0 - beta1, beta2, 1.0 - beta2, m_scale, v_scale, lr, decay, eps, t, sign
+
+
+@triton.jit
+def stoch_grad_adam(theta, ghat, state, s, words, tiny):
+    """One step of StochGradAdam, Algorithm 1 of Yun's paper."""
+    m, v = state
+    kept, beta1, gain1, beta2, gain2, m_scale, v_scale, lr, decay, eps, _, _ = s
+    phi = ((words >> 8).to(tl.int32).to(ghat.dtype) < kept).to(ghat.dtype) * ghat  # U = (word >> 8) 2^-24
+    m = beta1 * m + gain1 * phi
+    v = at_least(beta2 * v + gain2 * (phi * phi), tiny)
+    theta = theta * decay - lr * divide(m * m_scale, square_root(v * v_scale) + eps)
+    return theta, (m, v)
+
+
 #: rule name -> its update
-RULES = {"vsgd": vsgd, "constant_vsgd": constant_vsgd}
+RULES = {"vsgd": vsgd, "constant_vsgd": constant_vsgd, "stoch_grad_adam": stoch_grad_adam}
 #: rule name -> its scalars
-SCALARS = {"vsgd": vsgd_scalars, "constant_vsgd": constant_vsgd_scalars}
+SCALARS = {
+    "vsgd": vsgd_scalars,
+    "constant_vsgd": constant_vsgd_scalars,
+    "stoch_grad_adam": stoch_grad_adam_scalars,
+}
