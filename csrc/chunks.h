@@ -23,6 +23,7 @@ struct Row {
   int64_t blocks;  // address of q8's words, [blocks, states], or 0
   int64_t key;     // noise.py's tensor_key
   int64_t seed, place;  // of philox.py
+  int64_t variance;  // address of the samples' variances, or 0
   int64_t state[kMaxStates];  // addresses
 };
 constexpr int kFirstState = 3;  // operand of the first state in a layout record
@@ -34,7 +35,8 @@ struct Amp {
   const float* found_inf;
 };
 
-// A layout record: number of dimensions, sizes, then the strides of param, grad, low and each state.
+// A layout record: number of dimensions, sizes, then the strides of param, grad, low, each state, and the
+// variance where the rule takes one.
 struct Layout {
   int64_t dims;
   const int64_t *sizes, *strides;

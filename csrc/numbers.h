@@ -53,6 +53,13 @@ VSGD_FN A bounded(A ghat) {
   return ghat + poison;
 }
 
+// Variances are clamped to what bounded gradients can have; NaN stays.
+template <class A>
+VSGD_FN A bounded_variance(A variance) {
+  constexpr A most = Bounds<A>::big * Bounds<A>::big;
+  return most < variance ? most : variance;
+}
+
 VSGD_FN float load(const float* p) { return *p; }
 VSGD_FN double load(const double* p) { return *p; }
 

@@ -1,7 +1,7 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its name, its states and which of them are rates, whether it draws random numbers, its
-// hyperparameters (columns of a row of the hyper table), the scalars of one step (double arithmetic, rounded once), and
-// the update. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
+// Each rule is a type: its name, its states and which of them are rates, whether it draws random numbers or
+// takes a variance of samples, its hyperparameters (columns of a row of the hyper table), the scalars of one step (double
+// arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
@@ -25,13 +25,14 @@ VSGD_FN double prior_rate(double rate) {
 template <class A>
 struct Extra {
   uint32_t word;  // where Rule::draws: random bits
+  A variance;     // where Rule::samples: of the samples whose mean the gradient is
 };
 
-// VSGD, Algorithm 1 (Eqs. 15-24).
-struct Vsgd {
-  static constexpr const char* name = "vsgd";
+// VSGD, Algorithm 1 (Eqs. 15-24), and on samples, Appendix A.3.
+template <bool kSamples>
+struct VsgdOf {
   static constexpr int states = 3;
-  static constexpr bool draws = false;
+  static constexpr bool draws = false, samples = kSamples;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
 
@@ -58,7 +59,7 @@ struct Vsgd {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>&) {
+  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>& extra) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
     A w = bg / (bg + bhg);                                                              // gain
     A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
@@ -66,17 +67,29 @@ struct Vsgd {
     A dg = w * d;                                                                       // mug' - mug
     A dghat = d - dg;                                                                   // ghat - mug'
     mug = mug + dg;                                                                     // 15
-    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg), Bounds<A>::tiny);    // 18, 20
-    bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg), Bounds<A>::tiny);  // 19, 21
+    A qg = dg * dg, qghat = dghat * dghat;
+    if constexpr (kSamples) {  // 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
+      qg = qg + w * w * extra.variance;
+      qghat = qghat + (A(1) - w) * (A(1) - w) * extra.variance;
+    }
+    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg), Bounds<A>::tiny);         // 18, 20
+    bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg), Bounds<A>::tiny);  // 19, 21
     theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
+};
+
+struct Vsgd : VsgdOf<false> {
+  static constexpr const char* name = "vsgd";
+};
+struct SampleVsgd : VsgdOf<true> {
+  static constexpr const char* name = "sample_vsgd";
 };
 
 // ConstantVSGD, Algorithm 2 (Eqs. 34-38).
 struct ConstantVsgd {
   static constexpr const char* name = "constant_vsgd";
   static constexpr int states = 2;
-  static constexpr bool draws = false;
+  static constexpr bool draws = false, samples = false;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset, hypers };
 
@@ -122,7 +135,7 @@ VSGD_FN double complement(double beta, double t) { return beta > 0.0 ? -expm1(t 
 struct StochGradAdam {
   static constexpr const char* name = "stoch_grad_adam";
   static constexpr int states = 2;
-  static constexpr bool draws = true;
+  static constexpr bool draws = true, samples = false;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate, hypers };
 
@@ -172,6 +185,6 @@ struct RuleList {
 };
 
 // Every rule that the kernels are compiled for.
-using Rules = RuleList<Vsgd, ConstantVsgd, StochGradAdam>;
+using Rules = RuleList<Vsgd, SampleVsgd, ConstantVsgd, StochGradAdam>;
 
 }  // namespace vsgd

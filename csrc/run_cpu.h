@@ -21,12 +21,13 @@ struct Operands {
   uint32_t* words;  // q8's, of the run's first block
   Noise noise;
   Draw draw;  // of rules that draw
+  const void* variance;  // of rules that take samples
 };
 
-// Steps n elements whose states are numbers, side by side. words: of each element, for rules that draw.
+// Steps n elements whose states are numbers, side by side. words, variance: of each element, where the rule takes them.
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
 VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int64_t n,
-                        const typename Rule::template Scalars<A>& s, const uint32_t* words = nullptr) {
+                        const typename Rule::template Scalars<A>& s, const uint32_t* words, const A* variance) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     A theta = load_param(param + i, low + i);
@@ -35,6 +36,7 @@ VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int
     for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
     Extra<A> extra;
     if constexpr (Rule::draws) extra.word = words[i];
+    if constexpr (Rule::samples) extra.variance = bounded_variance(variance[i] * s.sign * s.sign);
     Rule::update(theta, ghat, state, s, extra);
     for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
     store_param(param + i, low + i, theta);
@@ -53,7 +55,8 @@ VSGD_FN void run_numbers(const Operands<P>& at, A* const* numbers, int64_t first
       for (int j = 0; j < 4; ++j) words[4 * i + j] = four.word[j];
     }
   }
-  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s, words);
+  const A* variance = Rule::samples ? static_cast<const A*>(at.variance) + first : nullptr;
+  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s, words, variance);
 }
 
 template <bool rate>
@@ -136,7 +139,7 @@ VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalar
   S* stored[Rule::states];
   for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
   if constexpr (format == Format::fp32 && !Rule::draws) {
-    update_all<Rule>(at.param, at.low, at.grad, stored, n, s);
+    update_all<Rule>(at.param, at.low, at.grad, stored, n, s, nullptr, static_cast<const A*>(at.variance));
   } else {
     int64_t first = 0;
     for (; first + kCodes <= n; first += kCodes) run_tile<Rule>(at, stored, first, kCodes, s);

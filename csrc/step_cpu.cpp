@@ -76,7 +76,7 @@ class Walk {
     }
   }
 
-  int64_t offset[kFirstState + kMaxStates] = {};
+  int64_t offset[kFirstState + kMaxStates + 1] = {};
 
  private:
   const Layout layout_;
@@ -95,13 +95,15 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
   P param[kTile], grad[kTile];
   Low low[kTile];
   S state[Rule::states][kTile];
-  Operands<P> tile{param, low, grad, {}, nullptr, noise, draw};
+  A variance[kTile];
+  Operands<P> tile{param, low, grad, {}, nullptr, noise, draw, variance};
   S* home[Rule::states];
   for (int k = 0; k < Rule::states; ++k) {
     tile.state[k] = state[k];
     home[k] = reinterpret_cast<S*>(row.state[k]);
   }
-  Walk in(layout, kFirstState + Rule::states, begin), out = in;
+  constexpr int kVariance = kFirstState + Rule::states;
+  Walk in(layout, kVariance + Rule::samples, begin), out = in;
   for (int64_t i = begin; i < end; i += kTile) {
     int64_t n = std::min(kTile, end - i);
     for (int64_t j = 0; j < n; ++j, in.next()) {
@@ -109,6 +111,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
       grad[j] = reinterpret_cast<const P*>(gradient)[in.offset[1]];
       if (row.low) low[j] = reinterpret_cast<const Low*>(row.low)[in.offset[2]];
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
+      if (Rule::samples) variance[j] = reinterpret_cast<const A*>(row.variance)[in.offset[kVariance]];
     }
     tile.noise = noise.from(i);
     tile.draw = draw.from(i);
@@ -169,7 +172,8 @@ void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t b
                  {},
                  words_of<Rule>(row, begin),
                  noise.from(begin),
-                 draw.from(begin)};
+                 draw.from(begin),
+                 reinterpret_cast<const A*>(row.variance) + begin};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<S*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }

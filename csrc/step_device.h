@@ -94,6 +94,8 @@ struct Tile {
       const float unit = blocks && !Rule::is_rate(k) ? mean_unit(words[k]) : 0.0f;
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) own.state[k][j] = decoded(stored.at[j], k, unit);
     }
+    [[maybe_unused]] Pack<A> variance{};
+    if constexpr (Rule::samples) variance = at.template load<kWhole, A>(row.variance, kFirstState + Rule::states);
     [[maybe_unused]] Four four;  // words of the lane's four elements, or of one among others
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       A theta = load_param(&param.at[j], &low.at[j]);
@@ -105,6 +107,7 @@ struct Tile {
         if (path != Path::aligned || j == 0) four = draw.words(uint32_t((at.element(j) - first) / 4));
         extra.word = path == Path::aligned ? four.word[j] : four.word[at.element(j) % 4];
       }
+      if constexpr (Rule::samples) extra.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
       Rule::update(theta, ghat, state, s, extra);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];

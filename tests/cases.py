@@ -59,6 +59,13 @@ CASES = {
         vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
         vector_states={"mug": ("mu", 1.0), "bg": ("rate_g", 2.0), "bhg": ("rate_ghat", 2.0)},
     ),
+    "sample_vsgd": Case(
+        optimizer=vsgd_kernels.SampleVSGD,
+        settings={"lr": 3e-3, "ghattg": 8.0, "ps": 1e-4, "tau1": 0.7, "tau2": 0.95, "weight_decay": 0.1},
+        vectors=("vsgd-authors", "vsgd-persample"),
+        vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
+        vector_states={"mug": ("mu", 1.0), "bg": ("rate_g", 2.0), "bhg": ("rate_ghat", 2.0)},
+    ),
     "constant_vsgd": Case(
         optimizer=vsgd_kernels.ConstantVSGD,
         settings={"lr": 3e-3, "ghattg": 8.0, "ps": 1e-4, "tau": 0.7, "weight_decay": 0.1},
@@ -139,6 +146,7 @@ def reference_step(optimizer, params, grads):
             states = [torch.full_like(param, value, dtype=torch.float64) for value in initial]
         scalars = rule.scalars(t, row, torch.float64)
         extra = [words_of(optimizer, param, t)] if rule.draws else []
+        extra += [variance_of(optimizer, param)] if rule.samples else []
 
         def step(theta, ghat, *states, rule=rule, scalars=scalars, extra=extra, arithmetic=arithmetic):
             ghat = reference.bounded(ghat * scalars.sign)
@@ -174,6 +182,12 @@ def master_of(optimizer, param):
     if low is None and formats.has_low(param.dtype):
         low = torch.zeros_like(param, dtype=formats.LOW_DTYPE)
     return formats.load_param(param.detach(), low)
+
+
+def variance_of(optimizer, param):
+    """Of what a parameter was fed."""
+    samples = optimizer._samples.get(param)
+    return samples.variance.double() if samples else torch.zeros_like(param, dtype=torch.float64)
 
 
 def words_of(optimizer, param, t):

@@ -24,7 +24,8 @@ def arguments(case, generator, backend):
     ]
     return {
         "params": params,
-        "grads": [gradient(p, generator) for p in params],
+        "grads": [gradient(p, generator) for p in params]
+        + [torch.zeros_like(p, dtype=rules.arithmetic_dtype(p.dtype)) for p in params if rule.samples],
         "lows": [formats.empty_low(p).zero_() for p in params if formats.has_low(p.dtype)],
         "states": states,
         "blocks": [],

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .constant_vsgd import ConstantVSGD
+from .sample_vsgd import SampleVSGD
 from .stoch_grad_adam import StochGradAdam
 from .vsgd import VSGD, Posterior
 
@@ -11,4 +12,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that was never installed
     __version__ = "unknown"
 
-__all__ = ["VSGD", "ConstantVSGD", "Posterior", "StochGradAdam", "__version__"]
+__all__ = ["VSGD", "ConstantVSGD", "Posterior", "SampleVSGD", "StochGradAdam", "__version__"]

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from . import state_formats
 from .formats import LOW_DTYPE
 from .noise import tensor_key
-from .rules import Rule
+from .rules import Rule, arithmetic_dtype
 
 #: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -36,6 +36,8 @@ class Batch:
         blocks: for each parameter in format q8 its blocks' words, None for the others.
         seeds: for each parameter that of its group.
         places: for each parameter its number in its optimizer; with the seed, what its random bits are made from.
+        variances: for each parameter, where the rule takes samples, their variance about the gradient, in the dtype
+            that is computed in, of its shape and device; else None.
         capturable: whether a step must not wait for the device, so that a CUDA graph can be made of it.
         lrs: for rows of `hyper` whose learning rate is read on the device, where `capturable`, that tensor.
     """
@@ -51,6 +53,7 @@ class Batch:
     blocks: list[Tensor | None]
     seeds: list[int]
     places: list[int]
+    variances: list[Tensor | None]
     capturable: bool = False
     lrs: dict[int, Tensor] = field(default_factory=dict)
 
@@ -87,8 +90,12 @@ class Batch:
         for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
-        columns = zip(self.names, self.params, self.lows, self.states, self.blocks, self.steps, strict=True)
-        for name, param, low, states, blocks, step in columns:
+        columns = zip(
+            self.names, self.params, self.lows, self.states, self.blocks, self.steps, self.variances, strict=True
+        )
+        for name, param, low, states, blocks, step, variance in columns:
+            if self.rule.samples:
+                _check_like(f"the variance of the samples of {name}", variance, param, arithmetic_dtype(param.dtype))
             if low is not None:
                 _check_written(f"state 'low' of {name}", low, param, LOW_DTYPE)
             check_states(name, self.rule, states, blocks, param)
@@ -161,7 +168,7 @@ def check_grad(name: str, param: Tensor, grad: Tensor) -> None:
     _check_like(f"the gradient of {name}", grad, param, param.dtype)
 
 
-def _check_like(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) -> None:
+def _check_like(name: str, tensor: Tensor | None, param: Tensor, dtype: torch.dtype) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {tensor!r}")
     if is_traceable_wrapper_subclass(tensor):

@@ -65,7 +65,7 @@ def step(
 
     Args:
         params: parameters, all on one device; see `Batch`, also for the next six.
-        grads: gradients.
+        grads: gradients; for a rule that takes samples, after the last of them the variances of each one's samples.
         lows: those of the 16-bit parameters.
         states: states, those of the first parameter first, in any format of `state_formats`.
         blocks: those of the parameters whose states are in format q8.
@@ -88,11 +88,12 @@ def step(
         return
     names = [f"params[{i}]" for i in range(len(params))]
     n, k, m = len(params), len(RULES[rule].states), sum(has_low(param.dtype) for param in params)
+    read = 2 * n if RULES[rule].samples else n
     lengths = [len(operand) for operand in (grads, lows, states, steps, groups)]
-    if lengths != [n, m, n * k, n, n]:
+    if lengths != [read, m, n * k, n, n]:
         raise ValueError(
-            f"grads, lows, states, steps and groups must have {n}, {m}, {n * k}, {n} and {n} entries for these params, "
-            f"got {lengths}"
+            f"grads, lows, states, steps and groups must have {read}, {m}, {n * k}, {n} and {n} entries for these "
+            f"params, got {lengths}"
         )
     groups_of_states = [tuple(states[i : i + k]) for i in range(0, n * k, k)]
     coded = [state_formats.format_of(own) == "q8" for own in groups_of_states]
@@ -111,9 +112,10 @@ def step(
         [next(block) if is_coded else None for is_coded in coded],
         [seed] * n,
         list(range(n)),
+        [*grads[n:]] or [None] * n,
         capturable,
     )
-    Launch(batch, grads, backend).run(grads, grad_scale, found_inf)
+    Launch(batch, grads[:n], backend).run(grads[:n], grad_scale, found_inf)
 
 
 @step.register_fake

@@ -15,6 +15,7 @@ from .backends.device import capturing
 from .batch import check_dtype, check_grad, check_param, step_device
 from .plan import Plan, gradients_of, operands_of, param_name
 from .rules import Rule, arithmetic_dtype
+from .samples import Samples
 
 
 def arguments_of(constructor: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ class FusedOptimizer(Optimizer):
         self._backend = backend
         self._plan: Plan | None = None
         self._captured: list[Plan] = []  # whose tables CUDA graphs read
+        self._samples: dict[Tensor, Samples] = {}  # of each parameter, for a rule that takes them
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -74,21 +76,25 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    def _step(self) -> None:
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
         gradients = gradients_of(self.param_groups)
         if not gradients.present:
-            return loss
+            return
         if capturing():
             self._check_capture(settings)
-        if self._plan is None or not self._plan.serves(self.param_groups, gradients, self.state, settings):
+        variances = {param: samples.variance for param, samples in self._samples.items()}
+        if self._plan is None or not self._plan.serves(self.param_groups, gradients, self.state, settings, variances):
             self._plan = None  # lets go of what it holds even where the next cannot be made
-            self._plan = self._make_plan(settings)
+            self._plan = self._make_plan(settings, variances)
         self._plan.run(gradients, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if capturing():
             # The graph's replays read the plan's tables: from now on they are the graph's alone.
             self._captured.append(self._plan)
             self._plan = None
-        return loss
 
     def _check_capture(self, settings: list[hyperparameters.Settings]) -> None:
         for op in operands_of(self.param_groups):
@@ -103,7 +109,7 @@ class FusedOptimizer(Optimizer):
                     "time; take a step before the capture"
                 )
 
-    def _make_plan(self, settings: list[hyperparameters.Settings]) -> Plan:
+    def _make_plan(self, settings: list[hyperparameters.Settings], variances: dict[Tensor, Tensor]) -> Plan:
         """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches."""
         operands = list(operands_of(self.param_groups))
         for op in operands:
@@ -113,7 +119,7 @@ class FusedOptimizer(Optimizer):
         try:
             for op in operands:
                 self._init_state(op.param, settings[op.group])
-            return Plan(self.rule, self._backend, self.param_groups, self.state, settings)
+            return Plan(self.rule, self._backend, self.param_groups, self.state, settings, variances)
         except BaseException:
             for param in fresh:
                 self.state.pop(param, None)
@@ -173,7 +179,7 @@ class FusedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        return {**super().__getstate__(), "_backend": self._backend}
+        return {**super().__getstate__(), "_backend": self._backend, "_samples": self._samples}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what `__getstate__` kept, or takes what `load_state_dict` loaded."""
@@ -181,6 +187,7 @@ class FusedOptimizer(Optimizer):
         super().__setstate__(state)
         self._plan = None
         self._captured = []
+        self._samples = state.get("_samples", {})
         for group in self.param_groups:
             for name in (*hyperparameters.entries(self.rule.hyper), *checkpoint.SETTINGS):
                 group.setdefault(name, self.defaults[name])

@@ -19,6 +19,7 @@ from .state_formats import BLOCKS
 
 ParamGroups = list[dict[str, Any]]
 States = Mapping[Tensor, dict[str, Any]]
+Variances = Mapping[Tensor, Tensor]
 
 
 class Operand(NamedTuple):
@@ -71,6 +72,7 @@ class Plan:
         param_groups: the optimizer's.
         state: the optimizer's; every parameter with a gradient must have one.
         settings: each group's.
+        variances: of the parameters' samples, where the rule takes them.
 
     Raises:
         TypeError, ValueError: an operand is not as `Batch` describes it, or a state lacks an entry.
@@ -83,6 +85,7 @@ class Plan:
         param_groups: ParamGroups,
         state: States,
         settings: list[Settings],
+        variances: Variances,
     ) -> None:
         operands = list(operands_of(param_groups))
         self._states = [state[op.param] for op in operands]
@@ -107,11 +110,12 @@ class Plan:
                 [self._states[i].get(BLOCKS) for i in indices],
                 [settings[operands[i].group].seed for i in indices],
                 [operands[i].place for i in indices],
+                [variances.get(operands[i].param) for i in indices],
                 capturable,
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
-        self._objects = list(self._look(param_groups, state))
+        self._objects = list(self._look(param_groups, state, variances))
         self._group_sizes = [len(group["params"]) for group in param_groups]
         self._there = gradients_of(param_groups).there
         self._params = [op.param for op in operands]
@@ -121,13 +125,20 @@ class Plan:
         self._sizes = list(map(Tensor.numel, grads))
         self._dtypes = [grad.dtype for grad in grads]
 
-    def serves(self, param_groups: ParamGroups, gradients: Gradients, state: States, settings: list[Settings]) -> bool:
+    def serves(
+        self,
+        param_groups: ParamGroups,
+        gradients: Gradients,
+        state: States,
+        settings: list[Settings],
+        variances: Variances,
+    ) -> bool:
         """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
         if not (
             self._group_sizes == [len(group["params"]) for group in param_groups]
             and self._there == gradients.there
             and all(map(Settings.fits, settings, self._settings))
-            and all(map(is_, self._objects, chain(self._look(param_groups, state), repeat(None))))
+            and all(map(is_, self._objects, chain(self._look(param_groups, state, variances), repeat(None))))
             and self._fits(gradients.present)
             and all(launch.is_current() for launch, _ in self._launches)
         ):
@@ -158,12 +169,13 @@ class Plan:
             own = present if len(self._launches) == 1 else [present[i] for i in indices]
             launch.run(own, grad_scale, found_inf)
 
-    def _look(self, param_groups: ParamGroups, state: States) -> Iterator[object]:
+    def _look(self, param_groups: ParamGroups, state: States, variances: Variances) -> Iterator[object]:
         """The objects that must be the same ones for the plan to serve."""
         return chain(
             chain.from_iterable(group["params"] for group in param_groups),
             state.values(),
             chain.from_iterable(map(dict.values, self._states)),
+            variances.values(),
         )
 
 

@@ -19,6 +19,11 @@ def bounded(ghat: Tensor) -> Tensor:
     return ghat.clamp(-big, big) + (ghat - ghat)
 
 
+def bounded_variance(variance: Tensor) -> Tensor:
+    """Clamps variances to what `bounded` gradients can have; NaN stays."""
+    return variance.clamp(max=BOUNDS[variance.dtype].big ** 2)
+
+
 def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor]:
     """VSGD's gain w (Eq. 15) and posterior variance (Eq. 16)."""
     w = bg / (bg + bhg)
@@ -26,14 +31,17 @@ def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tenso
     return w, sigma2
 
 
-def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One step of VSGD, Algorithm 1.
+def vsgd(
+    theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars, variance: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of VSGD, Algorithm 1, or of SampleVSGD, Appendix A.3.
 
     Args:
         theta: parameters, float32 or float64.
         ghat: their noisy gradient, already `bounded`; same shape and dtype.
         state: (mug, bg, bhg), the posterior mean and the doubled rates; same shape and dtype.
         s: the scalars of this step.
+        variance: of the samples whose mean ghat is, for SampleVSGD; same shape and dtype.
 
     Returns:
         The new theta and the new state; the arguments are left as they are.
@@ -45,8 +53,11 @@ def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars)
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
-    bg = (bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg)).clamp(min=tiny)  # 18, 20
-    bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg)).clamp(min=tiny)  # 19, 21
+    qg, qghat = dg * dg, dghat * dghat
+    if variance is not None:  # 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
+        qg, qghat = qg + w * w * variance, qghat + (1.0 - w) * (1.0 - w) * variance
+    bg = (bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg)).clamp(min=tiny)  # 18, 20
+    bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg)).clamp(min=tiny)  # 19, 21
     theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
     return theta, (mug, bg, bhg)
 
@@ -88,6 +99,7 @@ def stoch_grad_adam(
 #: rule name -> (theta, ghat, state, scalars, and what else the rule takes) -> (theta, state)
 RULES: dict[str, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]] = {
     "vsgd": vsgd,
+    "sample_vsgd": vsgd,
     "constant_vsgd": constant_vsgd,
     "stoch_grad_adam": stoch_grad_adam,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -174,6 +174,7 @@ class Rule:
         scalar_count: how many those are.
         initial: (row of the hyper table, arithmetic dtype) -> the states before the first step.
         draws: whether its update takes 32 random bits of each element (``philox.py``).
+        samples: whether its update takes the variance of the samples whose mean the gradient is (``samples.py``).
     """
 
     name: str
@@ -184,6 +185,7 @@ class Rule:
     scalar_count: int
     initial: Callable[[Sequence[float], torch.dtype], tuple[float, ...]]
     draws: bool = False
+    samples: bool = False
 
 
 VSGD = Rule(
@@ -195,6 +197,8 @@ VSGD = Rule(
     scalar_count=len(VsgdScalars._fields),
     initial=vsgd_initial,
 )
+
+SAMPLE_VSGD = replace(VSGD, name="sample_vsgd", samples=True)
 
 CONSTANT_VSGD = Rule(
     name="constant_vsgd",
@@ -217,4 +221,4 @@ STOCH_GRAD_ADAM = Rule(
     draws=True,
 )
 
-RULES = {rule.name: rule for rule in (VSGD, CONSTANT_VSGD, STOCH_GRAD_ADAM)}
+RULES = {rule.name: rule for rule in (VSGD, SAMPLE_VSGD, CONSTANT_VSGD, STOCH_GRAD_ADAM)}

@@ -19,7 +19,7 @@ ALIGNMENT = 16  # bytes of the widest access
 CHUNK = 4096  # elements that a program steps
 
 _NUMEL, _LAYOUT = (COLUMNS.index(name) for name in ("numel", "layout"))
-_ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "state0", "state1", "state2", "state3")]
+_ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "variance", "state0", "state1", "state2", "state3")]
 
 
 def capturing() -> bool:

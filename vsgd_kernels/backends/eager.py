@@ -50,15 +50,18 @@ class EagerBackend:
         update = reference.RULES[b.rule.name]
         rows = b.read_hyper().tolist()
         columns = zip(
-            b.params, b.lows, grads, b.states, b.blocks, b.steps, b.groups, b.keys, b.seeds, b.places, strict=True
-        )
-        for param, low, grad, states, blocks, step, group, key, seed, place in columns:
+            b.params, b.lows, grads, b.states, b.blocks, b.steps, b.groups, b.keys, b.seeds, b.places, b.variances,
+            strict=True,
+        )  # fmt: skip
+        for param, low, grad, states, blocks, step, group, key, seed, place, variance in columns:
             step += 1
             dtype = arithmetic_dtype(param.dtype)
             scalars = b.rule.scalars(step.item(), rows[group], dtype)
-            ghat = reference.bounded(grad.to(dtype) * (scalars.sign / scale))
+            factor = scalars.sign / scale
+            ghat = reference.bounded(grad.to(dtype) * factor)
             old = tuple(state_formats.decode(b.rule, states, blocks))
-            extra = (words(seed, place, int(step.item()), states[0]),) if b.rule.draws else ()
+            extra = [words(seed, place, int(step.item()), states[0])] if b.rule.draws else []
+            extra += [] if variance is None else [reference.bounded_variance(variance * factor * factor)]
             theta, new = update(load_param(param, low), ghat, old, scalars, *extra)
             store_param(param, low, theta)
             state_formats.encode(b.rule, new, states, blocks, Noise.of(key, int(step.item())))

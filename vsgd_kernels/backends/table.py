@@ -16,7 +16,7 @@ from .library import Watch
 #: Columns of a row, all int64: addresses, sizes, indices.
 COLUMNS = (
     *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "blocks", "key"),
-    *("seed", "place"),
+    *("seed", "place", "variance"),
     *("state0", "state1", "state2", "state3"),
 )
 #: Of the first state among a tensor's operands: parameter, gradient, low and states.
@@ -49,16 +49,19 @@ class Table:
             batch.keys,
             batch.seeds,
             batch.places,
+            batch.variances,
             strict=True,
         )
-        for param, low, grad, states, step, group, blocks, key, seed, place in columns:
-            operands = (param, grad, param if low is None else low, *states)
+        for param, low, grad, states, step, group, blocks, key, seed, place, variance in columns:
+            operands = [param, grad, param if low is None else low, *states]
+            operands += [] if variance is None else [variance]
             record = layout_record(param.shape, [operand.stride() for operand in operands])
             rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
             rows.append(list(FORMATS).index(format_of(states)))
             rows.extend((0 if blocks is None else blocks.data_ptr(), key, seed, place))
+            rows.append(0 if variance is None else variance.data_ptr())
             rows.extend(state.data_ptr() for state in states)
             rows.extend([0] * (len(COLUMNS) - _STATES - len(states)))
             layouts.extend(record)
@@ -69,7 +72,7 @@ class Table:
         _check_memory(batch.names, batch.params)
         self._grad_addresses: list[int] = []
         self.point_to(grads)
-        sometimes = (tensor for tensor in (*batch.lows, *batch.blocks) if tensor is not None)
+        sometimes = (tensor for tensor in (*batch.lows, *batch.blocks, *batch.variances) if tensor is not None)
         watched = [*chain.from_iterable(batch.states), *batch.steps, *sometimes]
         self._watch = Watch(watched)
 

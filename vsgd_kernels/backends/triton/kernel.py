@@ -14,7 +14,7 @@ from . import access
 from .access import entry, load, offsets_of, pointer, store
 from .formats import load_param, low_of, stored_param, widen
 from .philox import random_words
-from .rules import bounded
+from .rules import bounded, bounded_variance
 from .states import noise_of
 
 
@@ -69,6 +69,7 @@ def step_kernel(
     STATES: tl.constexpr,
     RATES: tl.constexpr,  # a bit for each state that is a rate
     DRAWS: tl.constexpr,  # whether the rule takes random bits
+    SAMPLES: tl.constexpr,  # whether the rule takes a variance of samples
     SCALARS: tl.constexpr,
     PARAM: tl.constexpr,  # dtype of parameters and gradients
     ARITHMETIC: tl.constexpr,  # dtype of scalars, and of what is computed
@@ -101,18 +102,18 @@ def step_kernel(
         first = start + i * BLOCK
         if first + BLOCK <= numel:
             _block(row, gradient, layouts, first, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE,
-                   STATES, RATES, DRAWS, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+                   STATES, RATES, DRAWS, SAMPLES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
         elif first < numel:
             _block(row, gradient, layouts, first, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE,
-                   STATES, RATES, DRAWS, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+                   STATES, RATES, DRAWS, SAMPLES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _block(
     row, gradient, layouts, first, numel, s, t, factor, noise, MASKED: tl.constexpr,
     UPDATE: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr, STATES: tl.constexpr, RATES: tl.constexpr,
-    DRAWS: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr, TINY: tl.constexpr, BIG: tl.constexpr,
-    ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+    DRAWS: tl.constexpr, SAMPLES: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr, TINY: tl.constexpr,
+    BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Steps elements [first, first + BLOCK) of a tensor, as far as there are any."""
     index = first + tl.arange(0, BLOCK)
@@ -130,8 +131,15 @@ def _block(
         theta = stored
     state = LOAD(row, layouts, index, numel, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
 
-    words = random_words(row, first, t, BLOCK) if DRAWS else None
-    theta, state = UPDATE(theta, ghat, state, s, words, TINY)
+    if DRAWS:
+        extra = random_words(row, first, t, BLOCK)
+    elif SAMPLES:
+        offsets = offsets_of(row, layouts, index, access.OPERAND_STATE + STATES, STRIDED)
+        at = pointer(entry(row + access.VARIANCE), ARITHMETIC, ALIGN) + offsets
+        extra = bounded_variance(load(at, mask, MASKED) * factor * factor, BIG)
+    else:
+        extra = None
+    theta, state = UPDATE(theta, ghat, state, s, extra, TINY)
 
     stored = stored_param(theta, PARAM)
     store(param, stored, mask, MASKED)

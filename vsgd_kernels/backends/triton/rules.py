@@ -23,6 +23,12 @@ def bounded(ghat, big):
 
 
 @triton.jit
+def bounded_variance(variance, big):
+    """Clamps variances to what bounded gradients can have; NaN stays."""
+    return tl.where(variance > big * big, big * big, variance)
+
+
+@triton.jit
 def divide(x, y):
     """x / y, rounded to nearest, as on every backend."""
     if x.dtype == tl.float32:
@@ -78,8 +84,8 @@ def vsgd_scalars(t, h, tiny, big):
 
 
 @triton.jit
-def vsgd(theta, ghat, state, s, words, tiny):
-    """One step of VSGD, Algorithm 1."""
+def vsgd(theta, ghat, state, s, variance, tiny):
+    """One step of VSGD, Algorithm 1, or of SampleVSGD, Appendix A.3."""
     mug, bg, bhg = state
     inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _, _ = s
     w = divide(bg, bg + bhg)  # gain
@@ -88,8 +94,13 @@ def vsgd(theta, ghat, state, s, words, tiny):
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
-    bg = at_least(bg + rho1 * (pbg + (sigma2 + dg * dg) - bg), tiny)  # 18, 20
-    bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + dghat * dghat) - bhg), tiny)  # 19, 21
+    qg = dg * dg
+    qghat = dghat * dghat
+    if variance is not None:  # 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
+        qg = qg + w * w * variance
+        qghat = qghat + (1.0 - w) * (1.0 - w) * variance
+    bg = at_least(bg + rho1 * (pbg + (sigma2 + qg) - bg), tiny)  # 18, 20
+    bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + qghat) - bhg), tiny)  # 19, 21
     theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
     return theta, (mug, bg, bhg)
 
@@ -108,7 +119,7 @@ def constant_vsgd_scalars(t, h, tiny, big):
 
 
 @triton.jit
-def constant_vsgd(theta, ghat, state, s, words, tiny):
+def constant_vsgd(theta, ghat, state, s, extra, tiny):
     """One step of ConstantVSGD, Algorithm 2."""
     mug, b = state
     w, inv_a, pb, rho, lr, decay, eps, _, _ = s
@@ -149,10 +160,11 @@ def stoch_grad_adam(theta, ghat, state, s, words, tiny):
 
 
 #: rule name -> its update
-RULES = {"vsgd": vsgd, "constant_vsgd": constant_vsgd, "stoch_grad_adam": stoch_grad_adam}
+RULES = {"vsgd": vsgd, "sample_vsgd": vsgd, "constant_vsgd": constant_vsgd, "stoch_grad_adam": stoch_grad_adam}
 #: rule name -> its scalars
 SCALARS = {
     "vsgd": vsgd_scalars,
+    "sample_vsgd": vsgd_scalars,
     "constant_vsgd": constant_vsgd_scalars,
     "stoch_grad_adam": stoch_grad_adam_scalars,
 }
