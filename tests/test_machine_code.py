@@ -20,8 +20,8 @@ from vsgd_kernels.state_formats import FORMATS
 ROOT = Path(__file__).parent.parent
 #: a kernel's name and code in a disassembly
 KERNEL = re.compile(r"\.text\.(\S+):\n(.*?)(?=\n\s*\.section|\Z)", re.DOTALL)
-#: operands that a step reads and writes: parameter, gradient, states
-READS = {rule.name: 2 + len(rule.states) for rule in RULES.values()}
+#: operands that a step reads and writes: parameter, gradient, states, and the variance of samples
+READS = {rule.name: 2 + len(rule.states) + rule.samples for rule in RULES.values()}
 WRITES = {rule.name: 1 + len(rule.states) for rule in RULES.values()}
 #: what C++ calls a rule
 TYPES = {rule: rule.title().replace("_", "") for rule in RULES}
@@ -29,22 +29,27 @@ TYPES = {rule: rule.title().replace("_", "") for rule in RULES}
 
 @pytest.fixture(scope="module")
 def inspected():
-    """Starts the compilation of every format for one target and of fp32 for the others, all at once; waits for one."""
+    """Starts compilations, all at once; waits for one.
+
+    Of VSGD every format for one target and fp32 for the others; of the other rules fp32 for one target.
+    """
     env = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "vsgd_kernels", "inspect", "--json", "--arch"]
+    others = [rule for rule in RULES if rule != "vsgd"]
     running = {
-        arch: subprocess.Popen([*command, arch, *options], stdout=subprocess.PIPE, text=True, env=env)
-        for arch, options in (
-            ("sm_90", []),
-            ("sm_80", ["--format", "fp32"]),
-            ("sm_100", ["--format", "fp32"]),
-            ("gfx942", ["--format", "fp32"]),
+        name: subprocess.Popen([*command, name.split()[0], *options], stdout=subprocess.PIPE, text=True, env=env)
+        for name, options in (
+            ("sm_90", ["--rule", "vsgd"]),
+            ("sm_80", ["--rule", "vsgd", "--format", "fp32"]),
+            ("sm_100", ["--rule", "vsgd", "--format", "fp32"]),
+            ("gfx942", ["--rule", "vsgd", "--format", "fp32"]),
+            ("sm_90 other rules", ["--format", "fp32", "--rule", *others]),
         )
     }
 
-    def wait(arch):
-        output, _ = running[arch].communicate()
-        assert running[arch].returncode == 0
+    def wait(name):
+        output, _ = running[name].communicate()
+        assert running[name].returncode == 0
         return json.loads(output)
 
     yield wait
@@ -52,12 +57,13 @@ def inspected():
         process.kill()
 
 
-@pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100"])
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100", "sm_90 other rules"])
 def test_nvidia(inspected, arch):
     entries = inspected(arch)
     assert {(e["rule"], e["format"], e["kernel"], e["path"]) for e in entries} == {
         (rule, style, f"{str(dtype).removeprefix('torch.')} {layout}", path)
         for rule in RULES
+        if (rule != "vsgd") == ("other" in arch)
         for style in (FORMATS if arch == "sm_90" else ["fp32"])
         for dtype in DTYPES
         if style == "fp32" or dtype != torch.float64
@@ -77,7 +83,7 @@ def test_nvidia(inspected, arch):
         if entry["kernel"] in ("float32 aligned", "float64 aligned"):
             # One access for each operand, and no other: 16 bytes of float32, 8 of bf16, 4 of codes. A state's words are
             # 4 bytes each, for the blocks that a thread's lanes see, in two instructions.
-            states = reads - 2
+            states = WRITES[entry["rule"]] - 1
             assert (
                 wide
                 == {
@@ -88,12 +94,12 @@ def test_nvidia(inspected, arch):
             )
         if entry["kernel"] in ("bfloat16 aligned", "float16 aligned") and entry["format"] == "fp32":
             # Four elements a thread: parameter, gradient and low take 64 bits, states 128.
-            assert wide == {"loads": {"64": 3, "128": reads - 2}, "stores": {"64": 2, "128": reads - 2}}
+            assert wide == {"loads": {"64": 3, "128": reads - 2}, "stores": {"64": 2, "128": writes - 1}}
 
 
 def test_amd(inspected):
     entries = inspected("gfx942")
-    assert len(entries) == len(RULES) * len(DTYPES) * 3
+    assert len(entries) == len(DTYPES) * 3
     assert all(e["local_bytes"] == 0 and e["loads"] and e["stores"] for e in entries)
 
 

@@ -46,7 +46,7 @@ def test_op_equals_optimizer(case, generator, backend):
     params = [torch.nn.Parameter(p.clone()) for p in operands["params"]]
     optimizer = case.optimizer(params, **case.settings, backend=backend)
     for _ in range(3):
-        for param, grad in zip(params, operands["grads"], strict=True):
+        for param, grad in zip(params, operands["grads"][: len(params)], strict=True):
             param.grad = grad
         optimizer.step()
         OP(**operands)
@@ -108,8 +108,11 @@ def test_bad_operands(generator, backend, change, error, match):
 def test_grad_scale(case, generator, backend, scale):
     """Scaled gradients with their scale step as plain gradients do."""
     plain = arguments(case, generator, backend)
+    n = len(plain["params"])
+    for variance in plain["grads"][n:]:
+        variance.fill_(0.3)
     scaled = {k: [t.clone() for t in v] if k in ("params", "lows", "states", "steps") else v for k, v in plain.items()}
-    scaled["grads"] = [g * scale for g in plain["grads"]]
+    scaled["grads"] = [g * scale for g in plain["grads"][:n]] + [v * scale**2 for v in plain["grads"][n:]]
     OP(**plain)
     OP(**scaled, grad_scale=torch.tensor(scale), found_inf=torch.tensor(0.0))
     tolerance = {"rtol": 0, "atol": 0} if scale != 3.0 else {"rtol": 0.05, "atol": 1e-4}

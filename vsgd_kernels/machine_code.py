@@ -26,12 +26,15 @@ _GCN = re.compile(r"(?:global|flat|buffer)_(?P<op>load|store)_[us]?(?P<kind>byte
 _GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
 
 
-def inspect(arch: str, styles: Iterable[str] = tuple(FORMATS)) -> list[dict[str, Any]]:
+def inspect(
+    arch: str, styles: Iterable[str] = tuple(FORMATS), rules: Iterable[str] = tuple(RULES)
+) -> list[dict[str, Any]]:
     """Compiles every kernel for a target.
 
     Args:
         arch: "sm_80", "sm_90", "sm_100" …, or "gfx942" and the like.
         styles: of which state formats.
+        rules: of which rules.
 
     Returns:
         For each rule, dtype, layout and path an object with
@@ -52,13 +55,13 @@ def inspect(arch: str, styles: Iterable[str] = tuple(FORMATS)) -> list[dict[str,
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
     return [
-        {"kernel": f"{_name(dtype)} {layout}", "rule": rule.name, "format": style, **entry}
-        for rule in RULES.values()
+        {"kernel": f"{_name(dtype)} {layout}", "rule": rule, "format": style, **entry}
+        for rule in rules
         for style in styles
         for dtype in DTYPES
         if style == "fp32" or dtype != torch.float64  # float64 has no other format
         for layout in ("aligned", "misaligned", "strided")
-        for entry in _entries(_compile(rule, style, dtype, layout, arch), arch)
+        for entry in _entries(_compile(RULES[rule], style, dtype, layout, arch), arch)
     ]
 
 

@@ -19,7 +19,7 @@ class Usage(NamedTuple):
     Attributes:
         optimizer: what it is called.
         params, grads: of the parameters and their gradients.
-        states: of the optimizer's states, their blocks included.
+        states: of the optimizer's states, their blocks included; and of the variance of samples.
         masters: of what 16-bit parameters are completed by.
     """
 
@@ -60,7 +60,9 @@ def _usage(tensors: list[tuple[torch.dtype, float]], rule: Rule) -> list[Usage]:
     rows = []
     for name, width in FORMATS.items():
         states = sum(len(rule.states) * _state_bytes(name, width, dtype, n) * n for dtype, n in tensors)
-        rows.append(Usage(f"{rule.name.upper()}, {name}", own, own, states, masters))
+        if rule.samples:
+            states += sum(arithmetic_dtype(dtype).itemsize * n for dtype, n in tensors)
+        rows.append(Usage(f"{rule.title}, {name}", own, own, states, masters))
     eight_bit = sum(2 * (1 + 4 / 256 if n >= SMALLEST else dtype.itemsize) * n for dtype, n in tensors)
     return [*rows, Usage("AdamW", own, own, 2 * own, 0), Usage("AdamW, 8-bit", own, own, eight_bit, 0)]
 
@@ -72,8 +74,8 @@ def _state_bytes(name: str, width: float, dtype: torch.dtype, n: float) -> float
 
 def as_text(rows: list[Usage]) -> str:
     """The rows as a table, in GB of 10^9 bytes."""
-    lines = [f"{'':14}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
+    lines = [f"{'':19}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
     for row in rows:
         sizes = (row.params, row.grads, row.states, row.masters, row.total)
-        lines.append(f"{row.optimizer:14}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
+        lines.append(f"{row.optimizer:19}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
     return "\n".join(lines)

@@ -165,6 +165,7 @@ class Rule:
 
     Attributes:
         name: the rule's name in the op, in ``reference.RULES`` and in C++.
+        title: its class's.
         states: names of its per-element states, in the order of every argument list.
         rates: those of them that are strictly positive.
         hyper: names of its hyperparameters, in the order of a row of the hyper table. Each is an entry of a parameter
@@ -178,6 +179,7 @@ class Rule:
     """
 
     name: str
+    title: str
     states: tuple[str, ...]
     rates: tuple[str, ...]
     hyper: tuple[str, ...]
@@ -190,6 +192,7 @@ class Rule:
 
 VSGD = Rule(
     name="vsgd",
+    title="VSGD",
     states=("mug", "bg", "bhg"),
     rates=("bg", "bhg"),
     hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau1", "tau2", "shape_offset"),
@@ -198,10 +201,11 @@ VSGD = Rule(
     initial=vsgd_initial,
 )
 
-SAMPLE_VSGD = replace(VSGD, name="sample_vsgd", samples=True)
+SAMPLE_VSGD = replace(VSGD, name="sample_vsgd", title="SampleVSGD", samples=True)
 
 CONSTANT_VSGD = Rule(
     name="constant_vsgd",
+    title="ConstantVSGD",
     states=("mug", "b"),
     rates=("b",),
     hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau", "shape_offset"),
@@ -212,6 +216,7 @@ CONSTANT_VSGD = Rule(
 
 STOCH_GRAD_ADAM = Rule(
     name="stoch_grad_adam",
+    title="StochGradAdam",
     states=("exp_avg", "exp_avg_sq"),
     rates=("exp_avg_sq",),
     hyper=("lr", "weight_decay", "eps", "maximize", "beta1", "beta2", "decay", "sampling_rate"),
