@@ -26,6 +26,19 @@ VSGD_FN To bit_cast(From from) {
   return to;
 }
 
+// How many bits x has, from its highest set one on.
+VSGD_FN uint32_t bit_length(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return uint32_t(32 - __clz(int(x)));
+#elif defined(__GNUC__)
+  return x == 0 ? 0u : uint32_t(32 - __builtin_clz(x));
+#else
+  uint32_t length = 0;
+  for (; x != 0; x >>= 1) ++length;
+  return length;
+#endif
+}
+
 // The type in which a parameter type is computed, and in which its state is kept.
 template <class P> struct Arithmetic { using type = float; };
 template <> struct Arithmetic<double> { using type = double; };

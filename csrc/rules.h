@@ -1,7 +1,8 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
 // Each rule is a type: its states and which of them are rates, its hyperparameters (columns of a row of the hyper table),
-// the scalars of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates
-// are doubled, as the authors store them.
+// the scalars of one step (double arithmetic, rounded once), and the update in two functions, so that the CPU can code the
+// states while its divider is busy with the parameters. Gradients come multiplied by `sign`. Rates are doubled, as the
+// authors store them.
 #pragma once
 
 #include <cmath>
@@ -48,8 +49,9 @@ struct Vsgd {
     return s;
   }
 
+  // The variational updates: new states from a gradient. Returns what `move` needs beside them.
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
     A w = bg / (bg + bhg);                                                              // gain
     A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
@@ -59,7 +61,13 @@ struct Vsgd {
     mug = mug + dg;                                                                     // 15
     bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg), Bounds<A>::tiny);    // 18, 20
     bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg), Bounds<A>::tiny);  // 19, 21
-    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+    return sigma2;
+  }
+
+  // The parameter step, from the first of the new states and what `infer` returned.
+  template <class A>
+  VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
 };
 

@@ -17,104 +17,188 @@ struct Operands {
   void* state[kMaxStates];
   uint32_t* words;  // q8's, of the run's first block
   Noise noise;
+  int64_t block;  // number of the run's first block in its tensor
 };
 
-// Steps n elements whose states are numbers, side by side.
+// Steps n elements whose states are numbers.
 template <class Rule, class P, class A = typename Arithmetic<P>::type>
-VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int64_t n,
-                        const typename Rule::template Scalars<A>& s) {
+VSGD_FN void run_uncoded(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& s) {
+  A* states[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) states[k] = static_cast<A*>(at.state[k]);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    A theta = load_param(param + i, low + i);
-    A ghat = bounded(load(grad + i) * s.sign);
+    A ghat = bounded(load(at.grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
-    Rule::update(theta, ghat, state, s);
+    const A aux = Rule::infer(ghat, state, s);
     for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
-    store_param(param + i, low + i, theta);
+    store_param(at.param + i, at.low + i, Rule::move(load_param(at.param + i, at.low + i), state[0], aux, s));
   }
 }
 
+// Coded states are stepped a block of kCodes elements at a time, by way of numbers in the first-level cache and in several
+// loops, for q8 needs all numbers of a block before it can code one. The loops go by turns of few elements, so that what
+// waits for memory or for the divider and what does not are never far from each other.
+constexpr int64_t kTurn = 64;
+static_assert(kCodes % kTurn == 0, "a block is whole turns");
+
+// Asks for the operands of a turn that comes later. The processor's own prefetching stops at each page.
+template <class T>
+VSGD_FN void prefetch_turn(const T* from) {
+#ifdef __GNUC__
+  constexpr int64_t kAhead = 512;  // elements
+  for (int64_t i = 0; i < kTurn; i += 64 / sizeof(T)) __builtin_prefetch(from + kAhead + i);
+#endif
+}
+
+// The numbers of n codes of one state of a block.
 template <bool rate>
-VSGD_FN void decode_all(const uint16_t* codes, float* numbers, int64_t n, const uint32_t*) {
+VSGD_FN void decode(const uint16_t* codes, float* __restrict numbers, int64_t n, const uint32_t*) {
   for (int64_t i = 0; i < n; ++i) numbers[i] = bf16_decode(codes[i]);
 }
 template <bool rate>
-VSGD_FN void decode_all(const uint8_t* codes, float* numbers, int64_t n, const uint32_t* word) {
-  const uint32_t old = *word;
-  const float unit = mean_unit(old);
-  for (int64_t i = 0; i < n; ++i) numbers[i] = q8_decode(rate, codes[i], old, unit);
-}
-
-VSGD_FN uint32_t largest(const uint32_t* of) {
-  uint32_t result = 0;
-  for (int64_t i = 0; i < kCodes; ++i) result = of[i] > result ? of[i] : result;
-  return result;
-}
-
-template <bool rate, int k>
-VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint16_t* codes, int64_t n, uint32_t*) {
-  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], stream(random[i], k));
-}
-template <bool rate, int k>
-VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint8_t* codes, int64_t n, uint32_t* word) {
-  // By way of an array, for gcc vectorises the maximum of one, but not of what it sees to be conditional.
-  uint32_t counts[kCodes];
-  for (int64_t i = 0; i < kCodes; ++i) counts[i] = height_of(numbers[i]);
-  const uint32_t high = largest(counts);
-  for (int64_t i = 0; rate && i < kCodes; ++i) counts[i] = depth_of(numbers[i]);
-  const uint32_t now = q8_word(rate, {high, rate ? largest(counts) : 0u});
-  const float per_unit = mean_per_unit(now);
-  *word = now;
-  for (int64_t i = 0; i < n; ++i) codes[i] = q8_encode(rate, numbers[i], now, per_unit, stream(random[i], k));
-}
-
-// All states, one after the other; which of them is a rate is known when this is compiled.
-template <class Rule, class S, int k = 0>
-VSGD_FN void decode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], const uint32_t* words) {
-  if constexpr (k < Rule::states) {
-    for (int64_t i = n; i < kCodes; ++i) tile[k][i] = bit_cast<float>(0x7fc00000u);  // NaN does not count for a word
-    decode_all<Rule::is_rate(k)>(stored[k] + first, tile[k], n, words + k);
-    decode_states<Rule, S, k + 1>(stored, first, n, tile, words);
-  }
-}
-template <class Rule, class S, int k = 0>
-VSGD_FN void encode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], uint32_t* words,
-                           const uint32_t* random) {
-  if constexpr (k < Rule::states) {
-    encode_all<Rule::is_rate(k), k>(tile[k], random, stored[k] + first, n, words + k);
-    encode_states<Rule, S, k + 1>(stored, first, n, tile, words, random);
+VSGD_FN void decode(const uint8_t* codes, float* __restrict numbers, int64_t n, const uint32_t* word) {
+  const Q8 coding = Q8::of<rate>(*word);
+  if (coding.has_nan) {
+    for (int64_t i = 0; i < n; ++i) numbers[i] = coding.number_or_nan<rate>(codes[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) numbers[i] = coding.number<rate>(codes[i]);
   }
 }
 
-// Steps n elements, at most a block of codes, by way of a tile of numbers in the first-level cache: several short loops,
-// each of which vectorises, and q8 needs all numbers of a block before it can store one.
-template <class Rule, class P, class S>
-VSGD_FN void run_coded(const Operands<P>& at, S* const* stored, int64_t first, int64_t n,
-                       const typename Rule::template Scalars<float>& s) {
-  float tile[Rule::states][kCodes];
-  float* numbers[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) numbers[k] = tile[k];
-  uint32_t random[kCodes];
-  uint32_t* words = at.words + first / kCodes * Rule::states;  // used by q8 only
-  decode_states<Rule>(stored, first, n, tile, words);
-  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s);
-  for (int i = 0; i < kCodes; ++i) random[i] = at.noise.bits(uint32_t(first) + uint32_t(i));
-  encode_states<Rule>(stored, first, n, tile, words, random);
+VSGD_FN Range range_of(const float* numbers, int64_t n) {
+  Range range;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t m = magnitude(numbers[i]);
+    range.high = larger(range.high, m);
+    range.depth = larger(range.depth, kDeepest - m);
+  }
+  if (range.high <= kInfinity) return range;
+  range = Range();  // NaN count for neither
+  for (int64_t i = 0; i < n; ++i) include(range, numbers[i]);
+  return range;
 }
+
+// How n numbers of one state of a block are to be coded.
+template <bool rate>
+VSGD_FN Q8 find_word(const float*, int64_t, const uint16_t*, uint32_t*) {
+  return {};
+}
+template <bool rate>
+VSGD_FN Q8 find_word(const float* numbers, int64_t n, const uint8_t*, uint32_t* word) {
+  *word = q8_word<rate>(range_of(numbers, n));
+  return Q8::of<rate>(*word);
+}
+
+template <bool rate>
+VSGD_FN void encode(const float* numbers, uint16_t* __restrict codes, int64_t n, const Q8&, uint32_t random) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], random + uint32_t(i) * kGolden);
+}
+template <bool rate>
+VSGD_FN void encode(const float* numbers, uint8_t* __restrict codes, int64_t n, const Q8& coding, uint32_t random) {
+  if (coding.has_nan) {
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code_or_nan<rate>(numbers[i], random + uint32_t(i) * kGolden);
+  } else {
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code<rate>(numbers[i], random + uint32_t(i) * kGolden);
+  }
+}
+
+// One block: `infer`, and then `finish`. Its states are gone through one after the other; which of them is a rate is known
+// when this is compiled, and with kWhole how long the loops are.
+template <class Rule, class P, class S, bool kWhole>
+class Block {
+ public:
+  using Scalars = typename Rule::template Scalars<float>;
+
+  VSGD_FN void infer(const Operands<P>& operands, int64_t first, int64_t n, const Scalars& s) {
+    at_ = operands;
+    n_ = n;
+    at_.param += first;
+    at_.low += first;
+    at_.grad += first;
+    for (int k = 0; k < Rule::states; ++k) at_.state[k] = static_cast<S*>(at_.state[k]) + first;
+    at_.words += first / kCodes * Rule::states;
+    at_.block += first / kCodes;
+    for (int64_t turn = 0; turn < size(); turn += kTurn) {
+      prefetch_turn(at_.param + turn);
+      prefetch_turn(at_.grad + turn);
+      decode_states(turn, count(turn));
+      for (int64_t i = turn; i < turn + count(turn); ++i) {
+        float state[Rule::states];
+        for (int k = 0; k < Rule::states; ++k) state[k] = numbers_[k][i];
+        aux_[i] = Rule::infer(bounded(load(at_.grad + i) * s.sign), state, s);
+        for (int k = 0; k < Rule::states; ++k) numbers_[k][i] = state[k];
+      }
+    }
+  }
+
+  VSGD_FN void finish(const Scalars& s) {
+    prepare();
+    for (int64_t turn = 0; turn < size(); turn += kTurn) {
+      for (int64_t i = turn; i < turn + count(turn); ++i)
+        store_param(at_.param + i, at_.low + i,
+                    Rule::move(load_param(at_.param + i, at_.low + i), numbers_[0][i], aux_[i], s));
+      encode_states(turn, count(turn));
+    }
+  }
+
+ private:
+  VSGD_FN int64_t size() const { return kWhole ? kCodes : n_; }
+  VSGD_FN int64_t count(int64_t turn) const { return kWhole || n_ - turn > kTurn ? kTurn : n_ - turn; }
+  VSGD_FN S* codes(int k) const { return static_cast<S*>(at_.state[k]); }
+
+  template <int k = 0>
+  VSGD_FN void decode_states(int64_t turn, int64_t n) {
+    if constexpr (k < Rule::states) {
+      prefetch_turn(codes(k) + turn);
+      decode<Rule::is_rate(k)>(codes(k) + turn, numbers_[k] + turn, n, at_.words + k);
+      decode_states<k + 1>(turn, n);
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void prepare() {
+    if constexpr (k < Rule::states) {
+      coding_[k] = find_word<Rule::is_rate(k)>(numbers_[k], size(), codes(k), at_.words + k);
+      random_[k] = at_.noise.start(at_.block, k);
+      prepare<k + 1>();
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void encode_states(int64_t turn, int64_t n) {
+    if constexpr (k < Rule::states) {
+      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random_[k] + uint32_t(turn) * kGolden);
+      encode_states<k + 1>(turn, n);
+    }
+  }
+
+  Operands<P> at_;
+  int64_t n_;
+  Q8 coding_[Rule::states];
+  uint32_t random_[Rule::states];
+  alignas(64) float numbers_[Rule::states][kCodes];
+  alignas(64) float aux_[kCodes];  // what Rule::infer returned
+};
 
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
-VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
-  using S = typename StoredState<format, A>::type;
+VSGD_FN void run(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
   const auto s = scalars;
-  S* stored[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
   if constexpr (format == Format::fp32) {
-    update_all<Rule>(at.param, at.low, at.grad, stored, n, s);
+    run_uncoded<Rule>(at, n, s);
   } else {
+    using S = typename StoredState<format, A>::type;
     int64_t first = 0;
-    for (; first + kCodes <= n; first += kCodes) run_coded<Rule>(at, stored, first, kCodes, s);
-    if (first < n) run_coded<Rule>(at, stored, first, n - first, s);
+    Block<Rule, P, S, true> block;
+    for (; first + kCodes <= n; first += kCodes) {
+      block.infer(at, first, kCodes, s);
+      block.finish(s);
+    }
+    if (first < n) {
+      Block<Rule, P, S, false> rest;
+      rest.infer(at, first, n - first, s);
+      rest.finish(s);
+    }
   }
 }
 

@@ -95,7 +95,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
   P param[kTile], grad[kTile];
   Low low[kTile];
   S state[Rule::states][kTile];
-  Operands<P> tile{param, low, grad, {}, nullptr, noise};
+  Operands<P> tile{param, low, grad, {}, nullptr, noise, 0};
   S* home[Rule::states];
   for (int k = 0; k < Rule::states; ++k) {
     tile.state[k] = state[k];
@@ -110,7 +110,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
       if (row.low) low[j] = reinterpret_cast<const Low*>(row.low)[in.offset[2]];
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
     }
-    tile.noise = noise.from(i);
+    tile.block = i / kCodes;
     tile.words = words_of<Rule>(row, i);
     run(tile, n, scalars);
     for (int64_t j = 0; j < n; ++j, out.next()) {
@@ -165,7 +165,8 @@ void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t b
                  reinterpret_cast<const P*>(gradient) + begin,
                  {},
                  words_of<Rule>(row, begin),
-                 noise.from(begin)};
+                 noise,
+                 begin / kCodes};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<S*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }

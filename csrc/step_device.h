@@ -68,16 +68,65 @@ struct Tile {
 
   VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
 
-  VSGD_FN A decoded(S stored, int k, float unit) const {
-    if constexpr (format == Format::fp32) return stored;
-    if constexpr (format == Format::bf16) return bf16_decode(stored);
-    if constexpr (format == Format::q8) return q8_decode(Rule::is_rate(k), stored, words[k], unit);
+  template <int k>
+  VSGD_FN void decode(const Pack<S>& stored, A* state) const {
+    if constexpr (format == Format::q8) {
+      constexpr bool rate = Rule::is_rate(k);
+      const Q8 block = Q8::of<rate>(words[k]);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        state[j] = block.has_nan ? block.template number_or_nan<rate>(stored.at[j]) : block.template number<rate>(stored.at[j]);
+    } else {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        if constexpr (format == Format::fp32) state[j] = stored.at[j];
+        if constexpr (format == Format::bf16) state[j] = bf16_decode(stored.at[j]);
+      }
+    }
   }
 
-  VSGD_FN S encoded(A x, int k, uint32_t word, float per_unit, uint32_t bits) const {
-    if constexpr (format == Format::fp32) return x;
-    if constexpr (format == Format::bf16) return bf16_encode(x, stream(bits, k));
-    if constexpr (format == Format::q8) return q8_encode(Rule::is_rate(k), x, word, per_unit, stream(bits, k));
+  template <int k>
+  VSGD_FN void encode(const A* state, const Place<path>& at, uint32_t word, Pack<S>& stored) const {
+    if constexpr (format == Format::fp32) {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = state[j];
+    } else {
+      const uint32_t start = noise.start(first / kCodes, k);
+      uint32_t random[kEach];
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
+      if constexpr (format == Format::bf16) {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = bf16_encode(state[j], random[j]);
+      } else {
+        constexpr bool rate = Rule::is_rate(k);
+        const Q8 block = Q8::of<rate>(word);
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+          stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
+      }
+    }
+  }
+
+  // All states, one after the other; which of them is a rate is known when this is compiled.
+  template <int k = 0>
+  VSGD_FN void load_states(const Place<path>& at, Lane& own) const {
+    if constexpr (k < Rule::states) {
+      decode<k>(at.template load<kWhole, S>(row.state[k], kFirstState + k), own.state[k]);
+      load_states<k + 1>(at, own);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* word) const {
+    if constexpr (k < Rule::states) {
+      Pack<S> stored;
+      encode<k>(own.state[k], at, word[k], stored);
+      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
+      store_states<k + 1>(at, own, word);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void find_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    if constexpr (k < Rule::states) {
+      PerLane<Range> ranges;
+      each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
+      word[k] = q8_word<Rule::is_rate(k)>(range_of_lanes(ranges));
+      find_words<k + 1>(lanes, word);
+    }
   }
 
   // Steps the lane's elements, all but the storing of their states.
@@ -87,42 +136,21 @@ struct Tile {
     const Pack<P> grad = at.template load<kWhole, P>(gradient, 1);
     Pack<Low> low{};
     if constexpr (has_low<P>) low = at.template load<kWhole, Low>(row.low, 2);
-    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-      const Pack<S> stored = at.template load<kWhole, S>(row.state[k], kFirstState + k);
-      const float unit = blocks && !Rule::is_rate(k) ? mean_unit(words[k]) : 0.0f;
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) own.state[k][j] = decoded(stored.at[j], k, unit);
-    }
+    load_states(at, own);
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       A theta = load_param(&param.at[j], &low.at[j]);
       A ghat = bounded(load(&grad.at[j]) * s.sign);
       A state[Rule::states];
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) state[k] = own.state[k][j];
-      Rule::update(theta, ghat, state, s);
+      const A aux = Rule::infer(ghat, state, s);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];
-        if (blocks && at.element(j) < row.numel) {
-          own.range[k].high = larger(own.range[k].high, height_of(float(state[k])));
-          own.range[k].depth = larger(own.range[k].depth, depth_of(float(state[k])));
-        }
+        if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));
       }
-      store_param(&param.at[j], &low.at[j], theta);
+      store_param(&param.at[j], &low.at[j], Rule::move(theta, state[0], aux, s));
     }
     at.template store<kWhole>(row.param, 0, param);
     if constexpr (has_low<P>) at.template store<kWhole>(row.low, 2, low);
-  }
-
-  VSGD_FN void store(int lane, const Lane& own, const uint32_t* word) const {
-    const Place<path> at = place(lane);
-    uint32_t bits[kEach];
-    VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-      bits[j] = format == Format::fp32 ? 0u : noise.bits(uint32_t(at.element(j) - first));
-    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-      const float per_unit = blocks && !Rule::is_rate(k) ? mean_per_unit(word[k]) : 0.0f;
-      Pack<S> stored;
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-        stored.at[j] = encoded(own.state[k][j], k, word[k], per_unit, bits[j]);
-      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
-    }
   }
 
   VSGD_FN void run() const {
@@ -133,18 +161,14 @@ struct Tile {
       update(lane, lanes[lane]);
     });
     if constexpr (blocks) {
-      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-        PerLane<Range> ranges;
-        each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
-        word[k] = q8_word(Rule::is_rate(k), range_of_lanes(ranges));
-      }
+      find_words(lanes, word);
       // Every lane has read the old words: the exchange of ranges came after that.
       each_lane([&](int lane) {
         VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
           if (lane == k) words[k] = word[k];
       });
     }
-    each_lane([&](int lane) { store(lane, lanes[lane], word); });
+    each_lane([&](int lane) { store_states(place(lane), lanes[lane], word); });
   }
 };
 
@@ -164,9 +188,9 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
     uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (format == Format::q8 ? first / kCodes * Rule::states : 0);
     if (path == Path::aligned && first + kTile <= end) {
-      Tile<Rule, P, format, Path::aligned, true>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
+      Tile<Rule, P, format, Path::aligned, true>{row, gradient, first, step.layouts, s, noise, words}.run();
     } else {
-      Tile<Rule, P, format, path, false>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
+      Tile<Rule, P, format, path, false>{row, gradient, first, step.layouts, s, noise, words}.run();
     }
   }
 }
