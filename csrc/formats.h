@@ -18,11 +18,13 @@ VSGD_FN double load_param(const double* p, const Low*) { return *p; }
 VSGD_FN void store_param(float* p, Low*, float x) { *p = x; }
 VSGD_FN void store_param(double* p, Low*, double x) { *p = x; }
 
-// bf16 is the upper half of a float32, and low the signed distance of the bits.
+// bf16 is the upper half of a float32, and low the signed distance of the bits; from a zero that somebody has written
+// there is none to take.
 VSGD_FN float load_param(const bf16* p, const Low* low) {
-  uint32_t high = uint32_t(p->bits) << 16;
-  bool finite = (high & 0x7f800000u) != 0x7f800000u;
-  return bit_cast<float>(high + (finite ? uint32_t(int32_t(*low)) : 0u));
+  uint32_t sign = uint32_t(p->bits & 0x8000u) << 16;
+  int32_t high = int32_t(uint32_t(p->bits & 0x7fffu) << 16);
+  int32_t magnitude = high + (high < 0x7f800000 ? *low : 0);
+  return bit_cast<float>(uint32_t(magnitude < 0 ? 0 : magnitude) | sign);
 }
 
 VSGD_FN void store_param(bf16* p, Low* low, float x) {

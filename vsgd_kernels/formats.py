@@ -29,9 +29,11 @@ def load_param(param: Tensor, low: Tensor | None) -> Tensor:
     if low is None:
         return param
     if param.dtype == torch.bfloat16:
-        # bf16 is the upper half of a float32, and low the signed distance of the bits.
+        # bf16 is the upper half of a float32, and low the signed distance of the bits; from a zero that somebody has
+        # written there is none to take.
         bits = param.view(torch.int16).to(torch.int32) << 16
-        return torch.where(param.isfinite(), bits + low, bits).view(torch.float32)
+        magnitude = (bits & 0x7FFFFFFF) + torch.where(param.isfinite(), low.int(), 0)
+        return magnitude.clamp(min=0).view(torch.float32).copysign(param.float())
     return param.float() + torch.where(param.isfinite(), low * _fraction_of_ulp(param), 0.0)
 
 

@@ -20,8 +20,10 @@ def load_param(stored, low):
     """The master of a parameter, in arithmetic dtype; `low` counts for 16-bit parameters only."""
     if stored.dtype == tl.bfloat16:
         bits = bits_of_bf16(stored)
-        finite = (bits & 0x7F800000) != 0x7F800000
-        return tl.where(finite, bits + low, bits).to(tl.float32, bitcast=True)
+        high = bits & 0x7FFFFFFF
+        # From a zero that somebody has written there is none to take.
+        magnitude = tl.maximum(high + tl.where(high < 0x7F800000, low, 0), 0)
+        return (magnitude | (bits & -0x80000000)).to(tl.float32, bitcast=True)
     elif stored.dtype == tl.float16:
         rest = low.to(tl.float32) * _fraction_of_ulp(stored)
         return stored.to(tl.float32) + tl.where(_finite(stored), rest, 0.0)
