@@ -10,6 +10,7 @@ namespace vsgd {
 
 constexpr int kCodes = 128;  // elements that share a hash, and in q8 the words of their codes
 constexpr uint32_t kGolden = 0x9e3779b9u;
+constexpr int kMasterNoise = 3;  // what parameters are rounded by, beside the states' 0, 1 and 2
 
 // A bijection of 32 bits in which each bit of the input moves every bit of the result (two multiplications; the
 // constants are those of Wellons' "lowbias32").

@@ -129,16 +129,41 @@ struct Tile {
     }
   }
 
+  // What the lane's masters have beyond their parameters, in 65,536ths of a unit in the last place. All elements of a
+  // tensor take the same branch.
+  VSGD_FN void load_low(const Place<path>& at, int32_t* low) const {
+    if (is_16_bit<P> && row.extra == 16) {
+      const auto pack = at.template load<kWhole, int16_t>(row.low, 2);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) low[j] = pack.at[j];
+    } else if (is_16_bit<P> && row.extra == 8) {
+      const auto pack = at.template load<kWhole, int8_t>(row.low, 2);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) low[j] = pack.at[j] * 256;
+    }
+  }
+
+  VSGD_FN void store_low(const Place<path>& at, const int32_t* low) const {
+    if (is_16_bit<P> && row.extra == 16) {
+      Pack<int16_t> pack;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) pack.at[j] = int16_t(low[j]);
+      at.template store<kWhole>(row.low, 2, pack);
+    } else if (is_16_bit<P> && row.extra == 8) {
+      Pack<int8_t> pack;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) pack.at[j] = int8_t(low[j] >> 8);
+      at.template store<kWhole>(row.low, 2, pack);
+    }
+  }
+
   // Steps the lane's elements, all but the storing of their states.
   VSGD_FN void update(int lane, Lane& own) const {
     const Place<path> at = place(lane);
     Pack<P> param = at.template load<kWhole, P>(row.param, 0);
     const Pack<P> grad = at.template load<kWhole, P>(gradient, 1);
-    Pack<Low> low{};
-    if constexpr (has_low<P>) low = at.template load<kWhole, Low>(row.low, 2);
+    int32_t low[kEach] = {};
+    load_low(at, low);
     load_states(at, own);
+    const uint32_t master_start = is_16_bit<P> ? noise.start(first / kCodes, kMasterNoise) : 0u;
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
-      A theta = load_param(&param.at[j], &low.at[j]);
+      A theta = load_param(&param.at[j], low[j]);
       A ghat = bounded(load(&grad.at[j]) * s.sign);
       A state[Rule::states];
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) state[k] = own.state[k][j];
@@ -147,10 +172,12 @@ struct Tile {
         own.state[k][j] = state[k];
         if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));
       }
-      store_param(&param.at[j], &low.at[j], Rule::move(theta, state[0], aux, s));
+      const bool rounds = is_16_bit<P> && row.extra < 16;
+      const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
+      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
     }
     at.template store<kWhole>(row.param, 0, param);
-    if constexpr (has_low<P>) at.template store<kWhole>(row.low, 2, low);
+    store_low(at, low);
   }
 
   VSGD_FN void run() const {
@@ -182,7 +209,7 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   const int64_t gradient = step.grads[tensor];
   auto s = static_cast<const typename Rule::template Scalars<A>*>(step.scalars)[step.scalar_row[tensor]];
   if (step.amp.grad_scale) s.sign = A(double(s.sign) / double(*step.amp.grad_scale));
-  const Noise noise = format == Format::fp32 ? Noise() : Noise::of(row.key, float(s.t));
+  const Noise noise = format == Format::fp32 && !is_16_bit<P> ? Noise() : Noise::of(row.key, float(s.t));
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
   for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {

@@ -25,7 +25,7 @@ def arguments(case, generator, backend):
     return {
         "params": params,
         "grads": [gradient(p, generator) for p in params],
-        "lows": [formats.empty_low(p).zero_() for p in params if formats.has_low(p.dtype)],
+        "lows": [torch.zeros_like(p, dtype=torch.int16) for p in params if formats.is_16_bit(p.dtype)],
         "states": states,
         "blocks": [],
         "steps": [torch.zeros(()) for _ in params],

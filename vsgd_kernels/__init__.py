@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .checkpoint import authors_state_dict
 from .vsgd import VSGD, Posterior
 
 try:
@@ -9,4 +10,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that was never installed
     __version__ = "unknown"
 
-__all__ = ["VSGD", "Posterior", "__version__"]
+__all__ = ["VSGD", "Posterior", "__version__", "authors_state_dict"]

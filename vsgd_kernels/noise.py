@@ -17,6 +17,8 @@ _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B9
 #: Elements that share a hash, and in q8 the words of their codes.
 CODES = 128
+#: What parameters are rounded by, beside the states' 0, 1 and 2.
+MASTER_NOISE = 3
 
 
 def tensor_key(seed: int, index: int) -> int:
@@ -47,7 +49,7 @@ class Noise(NamedTuple):
         return cls(a, _mix(((key >> 32) + a) & _MASK32))
 
     def bits(self, numel: int, device: torch.device, k: int) -> Tensor:
-        """[numel] int64, 32 random bits of each element for its state `k`, of which the uppermost count most."""
+        """[numel] int64, 32 random bits of each element for its state `k` or its master, of which the uppermost count most."""
         number = torch.arange(-(-numel // CODES), device=device) * 4 + k
         x = (number + (number >> 32) * _GOLDEN + self.a) & _MASK32
         x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32

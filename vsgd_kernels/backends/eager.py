@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference, state_formats
 from ..batch import Batch
-from ..formats import load_param, store_param
+from ..formats import extra_bits, is_16_bit, load_param, master_noise, store_param
 from ..noise import Noise
 from ..rules import arithmetic_dtype
 from .device import capturing
@@ -56,5 +56,7 @@ class EagerBackend:
             ghat = reference.bounded(grad.to(dtype) * (scalars.sign / scale))
             old = tuple(state_formats.decode(b.rule, states, blocks))
             theta, new = update(load_param(param, low), ghat, old, scalars)
-            store_param(param, low, theta)
-            state_formats.encode(b.rule, new, states, blocks, Noise.of(key, int(step.item())))
+            noise = Noise.of(key, int(step.item()))
+            rounds = is_16_bit(param.dtype) and extra_bits(low) < 16
+            store_param(param, low, theta, master_noise(noise, states) if rounds else None)
+            state_formats.encode(b.rule, new, states, blocks, noise)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...noise import CODES
+from ...noise import CODES, MASTER_NOISE
 from ...state_formats import MEAN_SHIFT, SPAN
 from . import access
 from .access import entry, load, offsets_of, pointer, store
 from .formats import bits_of_bf16
 from .rules import divide
 
+_MASTER_NOISE = tl.constexpr(MASTER_NOISE)
 _CODES, _SPAN, _MEAN_SHIFT = tl.constexpr(CODES), tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
 
 
@@ -47,6 +48,12 @@ def random_bits(noise, index, k: tl.constexpr):
     x = (x ^ (x >> 15) ^ b) * 0x846CA68B
     x = x ^ (x >> 16)
     return x + (index - block * _CODES).to(tl.uint32) * 0x9E3779B9
+
+
+@triton.jit
+def master_noise(noise, index):
+    """32 random bits for each element's master."""
+    return random_bits(noise, index, _MASTER_NOISE)
 
 
 @triton.jit
