@@ -8,31 +8,89 @@
 
 namespace vsgd {
 
-// Where the operands of a run of elements begin, and what is random in it.
+// Where the operands of a run of elements begin, and what is random in it. The run begins with a block of kCodes elements.
 template <class P>
 struct Operands {
   P* param;
-  Low* low;
+  void* low;
+  int extra;  // bits of `low`
   const P* grad;
   void* state[kMaxStates];
-  uint32_t* words;  // q8's, of the run's first block
+  uint32_t* words;  // q8's
   Noise noise;
-  int64_t block;  // number of the run's first block in its tensor
+  int64_t block;  // number in its tensor
+
+  // From element `first` on, the beginning of a block; S: an element of a state in memory.
+  template <class S>
+  VSGD_FN Operands from(int64_t first, int states) const {
+    Operands at = *this;
+    at.param += first;
+    at.low = static_cast<char*>(low) + first * extra / 8;
+    at.grad += first;
+    for (int k = 0; k < states; ++k) at.state[k] = static_cast<S*>(state[k]) + first;
+    at.words += first / kCodes * states;
+    at.block += first / kCodes;
+    return at;
+  }
 };
 
-// Steps n elements whose states are numbers.
-template <class Rule, class P, class A = typename Arithmetic<P>::type>
-VSGD_FN void run_uncoded(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& s) {
-  A* states[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) states[k] = static_cast<A*>(at.state[k]);
+// The masters of 16-bit parameters [first, first + n) of a block.
+template <class P>
+VSGD_FN void load_masters(const Operands<P>& at, int64_t first, int64_t n, float* __restrict masters) {
+  const P* param = at.param + first;
+  if (at.extra == 16) {
+    const int16_t* low = static_cast<const int16_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, low[i]);
+  } else if (at.extra == 8) {
+    const int8_t* low = static_cast<const int8_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, low[i] * 256);
+  } else {
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, 0);
+  }
+}
+template <class P>
+VSGD_FN void store_masters(const Operands<P>& at, int64_t first, int64_t n, const float* masters) {
+  P* __restrict param = at.param + first;
+  const uint32_t random = at.extra == 16 ? 0u : at.noise.start(at.block, kMasterNoise) + uint32_t(first) * kGolden;
+  if (at.extra == 16) {
+    int16_t* __restrict low = static_cast<int16_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) low[i] = int16_t(store_param(param + i, masters[i], 16, 0u));
+  } else if (at.extra == 8) {
+    int8_t* __restrict low = static_cast<int8_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i)
+      low[i] = int8_t(store_param(param + i, masters[i], 8, random + uint32_t(i) * kGolden) >> 8);
+  } else {
+    for (int64_t i = 0; i < n; ++i) store_param(param + i, masters[i], 0, random + uint32_t(i) * kGolden);
+  }
+}
+
+// Steps n elements whose masters and states are numbers, side by side.
+template <class Rule, class P, class A>
+VSGD_FN void update_all(A* masters, const P* grad, A* const* states, int64_t n,
+                        const typename Rule::template Scalars<A>& s) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    A ghat = bounded(load(at.grad + i) * s.sign);
+    A ghat = bounded(load(grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
     const A aux = Rule::infer(ghat, state, s);
     for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
-    store_param(at.param + i, at.low + i, Rule::move(load_param(at.param + i, at.low + i), state[0], aux, s));
+    masters[i] = Rule::move(masters[i], state[0], aux, s);
+  }
+}
+
+// Steps n elements, at most a block of 16-bit parameters, whose states are numbers.
+template <class Rule, class P, class A = typename Arithmetic<P>::type>
+VSGD_FN void run_uncoded(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& s) {
+  A* states[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) states[k] = static_cast<A*>(at.state[k]);
+  if constexpr (is_16_bit<P>) {
+    float masters[kCodes];
+    load_masters(at, 0, n, masters);
+    update_all<Rule>(masters, at.grad, states, n, s);
+    store_masters(at, 0, n, masters);
+  } else {
+    update_all<Rule>(at.param, at.grad, states, n, s);
   }
 }
 
@@ -110,15 +168,9 @@ class Block {
  public:
   using Scalars = typename Rule::template Scalars<float>;
 
-  VSGD_FN void infer(const Operands<P>& operands, int64_t first, int64_t n, const Scalars& s) {
-    at_ = operands;
-    n_ = n;
-    at_.param += first;
-    at_.low += first;
-    at_.grad += first;
-    for (int k = 0; k < Rule::states; ++k) at_.state[k] = static_cast<S*>(at_.state[k]) + first;
-    at_.words += first / kCodes * Rule::states;
-    at_.block += first / kCodes;
+  VSGD_FN Block(const Operands<P>& at, int64_t n) : at_(at), n_(n) {}
+
+  VSGD_FN void infer(const Scalars& s) {
     for (int64_t turn = 0; turn < size(); turn += kTurn) {
       prefetch_turn(at_.param + turn);
       prefetch_turn(at_.grad + turn);
@@ -135,9 +187,7 @@ class Block {
   VSGD_FN void finish(const Scalars& s) {
     prepare();
     for (int64_t turn = 0; turn < size(); turn += kTurn) {
-      for (int64_t i = turn; i < turn + count(turn); ++i)
-        store_param(at_.param + i, at_.low + i,
-                    Rule::move(load_param(at_.param + i, at_.low + i), numbers_[0][i], aux_[i], s));
+      move(turn, count(turn), s);
       encode_states(turn, count(turn));
     }
   }
@@ -153,6 +203,18 @@ class Block {
       prefetch_turn(codes(k) + turn);
       decode<Rule::is_rate(k)>(codes(k) + turn, numbers_[k] + turn, n, at_.words + k);
       decode_states<k + 1>(turn, n);
+    }
+  }
+
+  VSGD_FN void move(int64_t turn, int64_t n, const Scalars& s) {
+    if constexpr (is_16_bit<P>) {
+      float masters[kTurn];
+      load_masters(at_, turn, n, masters);
+      for (int64_t i = 0; i < n; ++i) masters[i] = Rule::move(masters[i], numbers_[0][turn + i], aux_[turn + i], s);
+      store_masters(at_, turn, n, masters);
+    } else {
+      float* __restrict param = at_.param + turn;
+      for (int64_t i = 0; i < n; ++i) param[i] = Rule::move(param[i], numbers_[0][turn + i], aux_[turn + i], s);
     }
   }
 
@@ -173,32 +235,37 @@ class Block {
     }
   }
 
-  Operands<P> at_;
-  int64_t n_;
+  const Operands<P> at_;
+  const int64_t n_;
   Q8 coding_[Rule::states];
   uint32_t random_[Rule::states];
   alignas(64) float numbers_[Rule::states][kCodes];
   alignas(64) float aux_[kCodes];  // what Rule::infer returned
 };
 
+// Steps a block of n elements.
+template <class Rule, class P, Format format, bool kWhole, class A = typename Arithmetic<P>::type>
+VSGD_FN void run_block(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& s) {
+  if constexpr (format == Format::fp32) {
+    run_uncoded<Rule>(at, kWhole ? kCodes : n, s);
+  } else {
+    Block<Rule, P, typename StoredState<format, A>::type, kWhole> block(at, n);
+    block.infer(s);
+    block.finish(s);
+  }
+}
+
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 VSGD_FN void run(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
   const auto s = scalars;
-  if constexpr (format == Format::fp32) {
+  if constexpr (format == Format::fp32 && !is_16_bit<P>) {
     run_uncoded<Rule>(at, n, s);
   } else {
     using S = typename StoredState<format, A>::type;
     int64_t first = 0;
-    Block<Rule, P, S, true> block;
-    for (; first + kCodes <= n; first += kCodes) {
-      block.infer(at, first, kCodes, s);
-      block.finish(s);
-    }
-    if (first < n) {
-      Block<Rule, P, S, false> rest;
-      rest.infer(at, first, n - first, s);
-      rest.finish(s);
-    }
+    for (; first + kCodes <= n; first += kCodes)
+      run_block<Rule, P, format, true>(at.template from<S>(first, Rule::states), kCodes, s);
+    if (first < n) run_block<Rule, P, format, false>(at.template from<S>(first, Rule::states), n - first, s);
   }
 }
 
