@@ -66,10 +66,11 @@ VSGD_FN int32_t store_param(P* p, float x, int extra, uint32_t random) {
   int32_t raised = code + int32_t((random >> 16) >> extra);
   int32_t rounded = (raised < overflow ? raised : overflow - 1) & -(1 << (16 - extra));
   // Ties go up, for the rest then fits its bits: -32768 ... 32767.
-  int32_t high = (rounded + 0x8000) >> 16, rest = rounded - (high << 16);
-  int32_t beyond = magnitude > 0x7f800000 ? Master<P>::nan : Master<P>::infinity;
+  int32_t high = (rounded + 0x8000) & -0x10000, rest = rounded - high;
+  int32_t beyond = (magnitude > 0x7f800000 ? Master<P>::nan : Master<P>::infinity) << 16;
   bool finite = code < overflow;
-  p->bits = uint16_t((finite ? high : beyond) | ((bits >> 16) & 0x8000));
+  // Shifted last, for gcc vectorises no select that it narrows.
+  p->bits = uint16_t(uint32_t((finite ? high : beyond) | (bits & ~0x7fffffff)) >> 16);
   return finite ? rest : 0;
 }
 

@@ -28,7 +28,7 @@ MUTANTS = [
     ("numbers.h", "ghat + poison", "ghat"),
     ("numbers.h", "ghat = -Bounds<A>::big > ghat ? -Bounds<A>::big : ghat;", ""),
     ("numbers.h", "bits = magnitude < 0x0400u ? subnormal : bits;", ""),
-    ("formats.h", "(rounded + 0x8000) >> 16", "(rounded + 0x7fff) >> 16"),
+    ("formats.h", "(rounded + 0x8000) & -0x10000", "(rounded + 0x7fff) & -0x10000"),
     ("formats.h", "code + int32_t((random >> 16) >> extra)", "code + (0x8000 >> extra)"),
     ("formats.h", "(raised < overflow ? raised : overflow - 1)", "raised"),
     ("formats.h", "code = code < 0 ? 0 : code;", ""),

@@ -103,11 +103,11 @@ def store_param(param: Tensor, low: Tensor | None, master: Tensor, random: Tenso
     up = 0 if random is None else (random >> 16 >> extra).int()
     rounded = (code + up).clamp(max=overflow - 1) & -(1 << (16 - extra))
     # Ties go up, for the rest then fits its bits: -32768 ... 32767.
-    high = (rounded + 0x8000) >> 16
-    rest = rounded - (high << 16)
-    beyond = torch.where(master.isnan(), _NAN[param.dtype], infinity)
-    high = torch.where(code < overflow, high, beyond) | (master.view(torch.int32) >> 16 & ~0x7FFF)
-    param.copy_(high.to(torch.int16).view(param.dtype))  # the lowest bits
+    high = (rounded + 0x8000) & -0x10000
+    rest = rounded - high
+    beyond = torch.where(master.isnan(), _NAN[param.dtype], infinity) << 16
+    bits = torch.where(code < overflow, high, beyond) | (master.view(torch.int32) & ~0x7FFFFFFF)
+    param.copy_((bits >> 16).to(torch.int16).view(param.dtype))
     if low is not None:
         low.copy_(torch.where(code < overflow, rest, 0) >> (16 - extra))
 

@@ -35,9 +35,9 @@ def stored_param(master, random, PARAM: tl.constexpr, EXTRA: tl.constexpr):
     """The parameter, of dtype PARAM, that is stored of a master, and the rest, of which `low` keeps EXTRA bits."""
     if PARAM == tl.bfloat16 or PARAM == tl.float16:
         BF16: tl.constexpr = PARAM == tl.bfloat16
-        INFINITY: tl.constexpr = 0x7F80 if BF16 else 0x7C00
-        NAN: tl.constexpr = 0x7FC0 if BF16 else 0x7E00
-        OVERFLOW: tl.constexpr = (INFINITY << 16) - 0x8000  # half a unit beyond the largest number
+        INFINITY: tl.constexpr = 0x7F800000 if BF16 else 0x7C000000
+        NAN: tl.constexpr = 0x7FC00000 if BF16 else 0x7E000000
+        OVERFLOW: tl.constexpr = INFINITY - 0x8000  # half a unit beyond the largest number
         bits = master.to(tl.int32, bitcast=True)
         code = _code(bits & 0x7FFFFFFF, BF16)
         rounded = code
@@ -45,11 +45,11 @@ def stored_param(master, random, PARAM: tl.constexpr, EXTRA: tl.constexpr):
             rounded = code + (random >> (16 + EXTRA)).to(tl.int32)
         rounded = tl.minimum(rounded, OVERFLOW - 1) & -(1 << (16 - EXTRA))
         # Ties go up, for the rest then fits its bits: -32768 ... 32767.
-        high = (rounded + 0x8000) >> 16
-        rest = rounded - (high << 16)
+        high = (rounded + 0x8000) & -0x10000
+        rest = rounded - high
         finite = code < OVERFLOW
-        high = tl.where(finite, high, tl.where(master == master, INFINITY, NAN)) | ((bits >> 16) & 0x8000)
-        return high.to(tl.uint16).to(PARAM, bitcast=True), tl.where(finite, rest, 0)
+        bits = tl.where(finite, high, tl.where(master == master, INFINITY, NAN)) | (bits & -0x80000000)
+        return (bits >> 16).to(tl.uint16).to(PARAM, bitcast=True), tl.where(finite, rest, 0)
     else:
         return master, 0
 
