@@ -20,6 +20,7 @@ struct Row {
   int64_t group;   // row of the hyper table
   int64_t layout;  // offset of its record in `layouts`, or -1: every operand runs over the same dense memory
   int64_t format;  // of its states: states.h's Format
+  int64_t extra;   // bits of `low`, 0 where there is none: formats.h's `extra`
   int64_t blocks;  // address of q8's words, [blocks, states], or 0
   int64_t key;     // noise.py's tensor_key
   int64_t seed, place;  // of philox.py

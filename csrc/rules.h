@@ -1,7 +1,9 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its name, its states and which of them are rates, whether it draws random numbers or
+// Each rule is a type: its name, its states (a mean first) and which of them are rates, whether it draws random numbers or
 // takes a variance of samples, its hyperparameters (columns of a row of the hyper table), the scalars of one step (double
-// arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
+// arithmetic, rounded once), and the update in two functions, so that the CPU can code the states while its divider is busy
+// with the parameters: `infer`, the new states from a gradient, returns what `move`, the parameter step, takes beside the
+// new mean. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
@@ -21,9 +23,9 @@ VSGD_FN double prior_rate(double rate) {
   return rate < floor ? floor : rate > ceiling ? ceiling : rate;
 }
 
-// What an update takes beside an element's gradient and states, where its rule says so.
+// What `infer` takes beside an element's gradient and states, where its rule says so.
 template <class A>
-struct Extra {
+struct Given {
   uint32_t word;  // where Rule::draws: random bits
   A variance;     // where Rule::samples: of the samples whose mean the gradient is
 };
@@ -59,7 +61,7 @@ struct VsgdOf {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>& extra) {
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
     A w = bg / (bg + bhg);                                                              // gain
     A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
@@ -69,12 +71,17 @@ struct VsgdOf {
     mug = mug + dg;                                                                     // 15
     A qg = dg * dg, qghat = dghat * dghat;
     if constexpr (kSamples) {  // 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
-      qg = qg + w * w * extra.variance;
-      qghat = qghat + (A(1) - w) * (A(1) - w) * extra.variance;
+      qg = qg + w * w * given.variance;
+      qghat = qghat + (A(1) - w) * (A(1) - w) * given.variance;
     }
     bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg), Bounds<A>::tiny);         // 18, 20
     bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg), Bounds<A>::tiny);  // 19, 21
-    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+    return sigma2;
+  }
+
+  template <class A>
+  VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
 };
 
@@ -115,7 +122,7 @@ struct ConstantVsgd {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>&) {
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>&) {
     A &mug = state[0], &b = state[1];
     A sigma2 = at_least(b * s.w * s.inv_a, Bounds<A>::tiny);                            // 35
     A d = ghat - mug;
@@ -124,7 +131,12 @@ struct ConstantVsgd {
     mug = mug + dg;                                                                     // 34
     // 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
     b = at_least(b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b), Bounds<A>::tiny);
-    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+    return sigma2;
+  }
+
+  template <class A>
+  VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
 };
 
@@ -163,12 +175,17 @@ struct StochGradAdam {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s, const Extra<A>& extra) {
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &m = state[0], &v = state[1];
-    A phi = (A(int32_t(extra.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
+    A phi = (A(int32_t(given.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
     m = s.beta1 * m + s.gain1 * phi;
     v = at_least(s.beta2 * v + s.gain2 * (phi * phi), Bounds<A>::tiny);
-    theta = theta * s.decay - s.lr * ((m * s.m_scale) / (square_root(v * s.v_scale) + s.eps));
+    return v;
+  }
+
+  template <class A>
+  VSGD_FN static A move(A theta, A m, A v, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * ((m * s.m_scale) / (square_root(v * s.v_scale) + s.eps));
   }
 };
 

@@ -178,10 +178,7 @@ def reference_step(optimizer, params, grads):
 
 def master_of(optimizer, param):
     """What a parameter stands for, in arithmetic dtype."""
-    low = optimizer.state.get(param, {}).get("low")
-    if low is None and formats.has_low(param.dtype):
-        low = torch.zeros_like(param, dtype=formats.LOW_DTYPE)
-    return formats.load_param(param.detach(), low)
+    return formats.load_param(param.detach(), optimizer.state.get(param, {}).get("low"))
 
 
 def variance_of(optimizer, param):

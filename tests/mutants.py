@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = [
     *("tests/test_vectors.py", "tests/test_step.py", "tests/test_finite.py"),
-    *("tests/test_device.py", "tests/test_capturable.py", "tests/test_formats.py"),
     *("tests/test_philox.py", "tests/test_samples.py"),
+    *("tests/test_device.py", "tests/test_capturable.py", "tests/test_formats.py", "tests/test_masters.py"),
 ]
 
 #: file, what stands there, what takes its place
@@ -42,8 +42,15 @@ MUTANTS = [
     ("numbers.h", "ghat + poison", "ghat"),
     ("numbers.h", "ghat = -Bounds<A>::big > ghat ? -Bounds<A>::big : ghat;", ""),
     ("numbers.h", "bits = magnitude < 0x0400u ? subnormal : bits;", ""),
-    ("formats.h", "(bits + 0x8000u)", "(bits + 0x7fffu)"),
-    ("formats.h", "exponent_of(p) + 86u", "exponent_of(p) + 87u"),
+    ("formats.h", "(rounded + 0x8000) & -0x10000", "(rounded + 0x7fff) & -0x10000"),
+    ("formats.h", "code + int32_t((random >> 16) >> extra)", "code + (0x8000 >> extra)"),
+    ("formats.h", "(raised < overflow ? raised : overflow - 1)", "raised"),
+    ("formats.h", "code = code < 0 ? 0 : code;", ""),
+    ("formats.h", "return small ? int32_t(fixed) : int32_t(normal);", "return int32_t(normal);"),
+    ("formats.h", "fixed += fixed < 0x1p23f ? 0.5f : 0.0f;", ""),
+    ("run_cpu.h", "masters[i], 8, master_noise(at.noise, offset + uint32_t(i))) >> 8", "masters[i], 8, 0u) >> 8"),
+    ("run_cpu.h", "low[i] * 256", "low[i] * 128"),
+    ("step_device.h", "is_16_bit<P> && row.extra < 16", "is_16_bit<P> && row.extra < 8"),
     ("chunks.h", "(rows[i].numel + kBlock - 1) / kBlock", "rows[i].numel / kBlock"),
     ("step_cpu.cpp", "int64_t move = wraps ? 1 - layout_.sizes[d] : 1;", "int64_t move = 1;"),
     ("noise.h", "x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;", "x = (x ^ (x >> 15)) * 0x846ca68bu;"),

@@ -14,6 +14,7 @@ from torch.utils import cpp_extension
 
 from vsgd_kernels import __main__, machine_code
 from vsgd_kernels.batch import DTYPES
+from vsgd_kernels.formats import is_16_bit
 from vsgd_kernels.rules import RULES
 from vsgd_kernels.state_formats import FORMATS
 
@@ -67,7 +68,10 @@ def test_nvidia(inspected, arch):
         for style in (FORMATS if arch == "sm_90" else ["fp32"])
         for dtype in DTYPES
         if style == "fp32" or dtype != torch.float64
-        for layout in ("aligned", "misaligned", "strided")
+        for layout in (
+            *("aligned", "misaligned", "strided"),
+            *(("aligned split8", "aligned None") if style == "fp32" and is_16_bit(dtype) else ()),
+        )
         for path in ("full", "tail", "table")
     }
     assert all(e["local_bytes"] == 0 for e in entries)
@@ -95,11 +99,19 @@ def test_nvidia(inspected, arch):
         if entry["kernel"] in ("bfloat16 aligned", "float16 aligned") and entry["format"] == "fp32":
             # Four elements a thread: parameter, gradient and low take 64 bits, states 128.
             assert wide == {"loads": {"64": 3, "128": reads - 2}, "stores": {"64": 2, "128": writes - 1}}
+        if entry["kernel"] in ("bfloat16 aligned split8", "float16 aligned split8"):
+            lows = {"32": 1}
+            assert wide == {
+                "loads": {**lows, "64": 2, "128": reads - 2},
+                "stores": {**lows, "64": 1, "128": writes - 1},
+            }
+        if entry["kernel"] in ("bfloat16 aligned None", "float16 aligned None"):
+            assert wide == {"loads": {"64": 2, "128": reads - 2}, "stores": {"64": 1, "128": writes - 1}}
 
 
 def test_amd(inspected):
     entries = inspected("gfx942")
-    assert len(entries) == len(DTYPES) * 3
+    assert len(entries) == len(DTYPES) * 3 + 4
     assert all(e["local_bytes"] == 0 and e["loads"] and e["stores"] for e in entries)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import state_formats
-from .formats import LOW_DTYPE
+from .formats import MASTER_WEIGHTS, is_16_bit
 from .noise import tensor_key
 from .rules import Rule, arithmetic_dtype
 
@@ -26,7 +26,7 @@ class Batch:
         rule: the update rule.
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
-        lows: for each 16-bit parameter its `low` (see formats.py), None for the others; same shape and device.
+        lows: for each 16-bit parameter its `low` (see formats.py), None where it has none; same shape and device.
         states: for each parameter its states in the rule's order, in a format of state_formats.py; same shape and
             device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional; on the CPU, or on the
@@ -97,7 +97,7 @@ class Batch:
             if self.rule.samples:
                 _check_like(f"the variance of the samples of {name}", variance, param, arithmetic_dtype(param.dtype))
             if low is not None:
-                _check_written(f"state 'low' of {name}", low, param, LOW_DTYPE)
+                _check_low(f"state 'low' of {name}", low, param)
             check_states(name, self.rule, states, blocks, param)
             if not isinstance(step, Tensor):
                 raise TypeError(f"state 'step' of {name} must be a tensor, got {step!r}")
@@ -166,6 +166,14 @@ def check_grad(name: str, param: Tensor, grad: Tensor) -> None:
     if grad.is_neg():
         raise TypeError(f"the gradient of {name} is a view that negates its memory; resolve_neg() it first")
     _check_like(f"the gradient of {name}", grad, param, param.dtype)
+
+
+def _check_low(name: str, low: Tensor, param: Tensor) -> None:
+    dtypes = [dtype for dtype in MASTER_WEIGHTS.values() if dtype]
+    if not is_16_bit(param.dtype):
+        raise TypeError(f"{name} is for parameters of 16 bits, got one for {param.dtype}")
+    own = low.dtype if isinstance(low, Tensor) and low.dtype in dtypes else dtypes[0]
+    _check_written(name, low, param, own)
 
 
 def _check_like(name: str, tensor: Tensor | None, param: Tensor, dtype: torch.dtype) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import rules
+from . import formats, rules
 from .optimizer import FusedOptimizer, arguments_of
 
 
@@ -37,7 +37,8 @@ class ConstantVSGD(FusedOptimizer):
         eps: ε ≥ 0, added to the denominator.
         shape_offset: ≥ 0, added to 2a; VSGD's authors' code has 1e-4, the paper 0.
         maximize: ascend instead of descend.
-        capturable, state_format, seed, backend: as `VSGD`'s; "fp32" takes 8 bytes a parameter, "bf16" 4, "q8" 2.1.
+        capturable, state_format, master_weights, seed, backend: as `VSGD`'s; "fp32" takes 8 bytes a parameter, "bf16"
+            4, "q8" 2.1.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
@@ -67,6 +68,7 @@ class ConstantVSGD(FusedOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         state_format: str = "fp32",
+        master_weights: str | None = formats.DEFAULT_MASTER_WEIGHTS,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .formats import DEFAULT_MASTER_WEIGHTS, MASTER_WEIGHTS
 from .state_formats import FORMATS
 
 _Limit = tuple[str, Callable[[float], bool]]
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
         lr: the learning rate that is read on the device, or None.
         state_format: a name in `state_formats.FORMATS`.
         seed: of the stochastic rounding.
+        master_weights: a key of `formats.MASTER_WEIGHTS`.
     """
 
     row: tuple[float, ...]
@@ -54,6 +56,7 @@ class Settings(NamedTuple):
     lr: Tensor | None
     state_format: str
     seed: int
+    master_weights: str | None
 
     def fits(self, other: Settings) -> bool:
         """Whether they differ in `row` only."""
@@ -72,6 +75,9 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     state_format, seed = group.get("state_format", "fp32"), group.get("seed", 0)
     if state_format not in FORMATS:
         raise ValueError(f"state_format must be one of {', '.join(map(repr, FORMATS))}, got {state_format!r}")
+    if (masters := group.get("master_weights", DEFAULT_MASTER_WEIGHTS)) not in tuple(MASTER_WEIGHTS):
+        expected = ", ".join(map(repr, MASTER_WEIGHTS))
+        raise ValueError(f"master_weights must be one of {expected}, got {masters!r}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int, got {seed!r}")
     if not 0 <= seed < 2**63:
@@ -79,8 +85,8 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     # A number, and a tensor on the CPU beside parameters elsewhere, is read by the host.
     params_device = next((param.device for param in group.get("params", ())), None)
     if capturable and isinstance(lr, Tensor) and lr.numel() == 1 and lr.device == params_device:
-        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed)
-    return Settings(row(names, group), capturable, None, state_format, seed)
+        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed, masters)
+    return Settings(row(names, group), capturable, None, state_format, seed, masters)
 
 
 def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:

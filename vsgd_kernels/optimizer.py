@@ -32,7 +32,10 @@ class FusedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, backend: str | None, **settings: Any) -> None:
         """A class passes on its arguments, all others being settings of a parameter group."""
+        masters = settings["master_weights"]
         defaults = {**settings, "state_version": checkpoint.VERSION}
+        if masters is formats.DEFAULT_MASTER_WEIGHTS:
+            defaults["master_weights"] = str(masters)
         hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
         self._backend = backend
@@ -40,12 +43,18 @@ class FusedOptimizer(Optimizer):
         self._captured: list[Plan] = []  # whose tables CUDA graphs read
         self._samples: dict[Tensor, Samples] = {}  # of each parameter, for a rule that takes them
         super().__init__(params, defaults)
+        if masters is not formats.DEFAULT_MASTER_WEIGHTS:
+            _check_master_weights(masters, self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with settings of its own where it names them; see `Optimizer.add_param_group`."""
+        # A group that was taken from an optimizer names every setting, and asks for none.
+        asks_for_masters = "master_weights" in param_group and "state_version" not in param_group
         super().add_param_group(param_group)
         try:
             hyperparameters.settings(self.rule.hyper, self.param_groups[-1])
+            if asks_for_masters:
+                _check_master_weights(param_group["master_weights"], self.param_groups[-1:])
             for i, param in enumerate(self.param_groups[-1]["params"]):
                 check_dtype(param_name(self.param_groups, len(self.param_groups) - 1, i), param)
         except BaseException:
@@ -126,7 +135,7 @@ class FusedOptimizer(Optimizer):
             raise
 
     def _init_state(self, param: Tensor, settings: hyperparameters.Settings) -> None:
-        """Gives a parameter the state that it lacks: all at its first step, `low` when it has become a 16-bit one."""
+        """Gives a parameter the state that it lacks: all at its first step, what its group's settings change later."""
         state = self.state[param]
         device = step_device(param, settings.capturable)
         style = state_formats.format_for(settings.state_format, param)
@@ -138,10 +147,24 @@ class FusedOptimizer(Optimizer):
             converted = state_formats.converted(style, self.rule, param, state)
             state.pop(state_formats.BLOCKS, None)
             state.update(converted)
-        if formats.has_low(param.dtype) and "low" not in state:
-            state["low"] = formats.empty_low(param).zero_()
+        self._init_low(state, param, formats.low_dtype(settings.master_weights, param.dtype))
         if isinstance(step := state.get("step"), Tensor) and step.device != device:
             state["step"] = step.to(device)  # it was loaded, or the group has become capturable
+
+    def _init_low(self, state: dict[str, Any], param: Tensor, dtype: torch.dtype | None) -> None:
+        """Gives a parameter the `low` of its group's setting; one that does not fit is left for the checks."""
+        low = state.get("low")
+        if dtype is None:
+            state.pop("low", None)
+        elif "low" not in state:
+            state["low"] = formats.converted_low(param, None, dtype)
+        elif (
+            isinstance(low, Tensor)
+            and low.dtype != dtype
+            and low.dtype in formats.MASTER_WEIGHTS.values()
+            and low.shape == param.shape
+        ):
+            state["low"] = formats.converted_low(param, low, dtype)
 
     def _is_in_another_format(self, state: dict[str, Any], param: Tensor, style: str) -> bool:
         """Whether a group's format has changed; a state that does not fit its parameter is left for the checks."""
@@ -154,7 +177,8 @@ class FusedOptimizer(Optimizer):
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.
 
         States are restored exactly where they were saved in the format of this optimizer's groups, whatever the
-        parameters' dtype; those of another format are decoded, and rounded to nearest.
+        parameters' dtype; those of another format are decoded, and rounded to nearest. The same holds of what completes
+        16-bit parameters to masters, where `master_weights` is another.
 
         Args:
             state_dict: what `state_dict` returned; it is not changed.
@@ -191,3 +215,13 @@ class FusedOptimizer(Optimizer):
         for group in self.param_groups:
             for name in (*hyperparameters.entries(self.rule.hyper), *checkpoint.SETTINGS):
                 group.setdefault(name, self.defaults[name])
+
+
+def _check_master_weights(value: str | None, groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError where somebody asks for masters that no parameter can have."""
+    dtypes = {param.dtype for group in groups for param in group["params"]}
+    if not any(map(formats.is_16_bit, dtypes)):
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(
+            f"master_weights={value!r} is for bfloat16 and float16 parameters, got none but {found}; leave it out"
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .formats import has_low
+from .formats import low_dtype
 from .hyperparameters import Settings
 from .ops import Launch
 from .rules import Rule
@@ -89,8 +89,9 @@ class Plan:
     ) -> None:
         operands = list(operands_of(param_groups))
         self._states = [state[op.param] for op in operands]
-        for op, own in zip(operands, self._states, strict=True):
-            keys = ("step", *rule.states, *(("low",) if has_low(op.param.dtype) else ()))
+        with_low = [low_dtype(settings[op.group].master_weights, op.param.dtype) is not None for op in operands]
+        for op, own, has_low in zip(operands, self._states, with_low, strict=True):
+            keys = ("step", *rule.states, *(("low",) if has_low else ()))
             if missing := [key for key in keys if key not in own]:
                 raise ValueError(f"state of {op.name} has no {missing[0]!r}")
         self._settings = settings
@@ -102,7 +103,7 @@ class Plan:
                 rule,
                 [operands[i].name for i in indices],
                 [operands[i].param for i in indices],
-                [self._states[i]["low"] if has_low(operands[i].param.dtype) else None for i in indices],
+                [self._states[i]["low"] if with_low[i] else None for i in indices],
                 [tuple(self._states[i][key] for key in rule.states) for i in indices],
                 [self._states[i]["step"] for i in indices],
                 self._hyper,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference, state_formats
 from ..batch import Batch
-from ..formats import load_param, store_param
+from ..formats import extra_bits, is_16_bit, load_param, master_noise, store_param
 from ..noise import Noise
 from ..philox import words
 from ..rules import arithmetic_dtype
@@ -63,5 +63,7 @@ class EagerBackend:
             extra = [words(seed, place, int(step.item()), states[0])] if b.rule.draws else []
             extra += [] if variance is None else [reference.bounded_variance(variance * factor * factor)]
             theta, new = update(load_param(param, low), ghat, old, scalars, *extra)
-            store_param(param, low, theta)
-            state_formats.encode(b.rule, new, states, blocks, Noise.of(key, int(step.item())))
+            noise = Noise.of(key, int(step.item()))
+            rounds = is_16_bit(param.dtype) and extra_bits(low) < 16
+            store_param(param, low, theta, master_noise(noise, states) if rounds else None)
+            state_formats.encode(b.rule, new, states, blocks, noise)

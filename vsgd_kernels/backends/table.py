@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..batch import DTYPES, Batch
+from ..formats import extra_bits
 from ..state_formats import FORMATS, format_of
 from .library import Watch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
 COLUMNS = (
-    *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "blocks", "key"),
+    *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "extra", "blocks", "key"),
     *("seed", "place", "variance"),
     *("state0", "state1", "state2", "state3"),
 )
@@ -59,7 +60,7 @@ class Table:
             rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
-            rows.append(list(FORMATS).index(format_of(states)))
+            rows.extend((list(FORMATS).index(format_of(states)), extra_bits(low)))
             rows.extend((0 if blocks is None else blocks.data_ptr(), key, seed, place))
             rows.append(0 if variance is None else variance.data_ptr())
             rows.extend(state.data_ptr() for state in states)
