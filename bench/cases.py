@@ -86,7 +86,7 @@ class Entry(NamedTuple):
 _VSGD_BYTES = 4 * (2 + 3 * 2 + 1)
 _VSGD_BF16_BYTES = 4 * 3 + 3 * 2 * 2
 _VSGD_Q8_BYTES = 4 * 3 + 3 * 2  # and 0.19 of its blocks
-_ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)
+_ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)  # and every rule of two states
 
 
 def _fused(params: Params) -> torch.optim.Optimizer:
@@ -113,6 +113,9 @@ OPTIMIZERS: dict[str, Entry] = {
     "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
     "vsgd (fused, bf16)": Entry(_coded("bf16"), _VSGD_BF16_BYTES),
     "vsgd (fused, q8)": Entry(_coded("q8"), _VSGD_Q8_BYTES),
+    "constantvsgd (fused)": Entry(lambda params: vsgd_kernels.ConstantVSGD(params, lr=1e-2), _ADAMW_BYTES),
+    "samplevsgd (fused)": Entry(lambda params: vsgd_kernels.SampleVSGD(params, lr=1e-2), _VSGD_BYTES + 4),
+    "stochgradadam (fused)": Entry(lambda params: vsgd_kernels.StochGradAdam(params, lr=1e-2), _ADAMW_BYTES),
     BASELINE: Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True), _ADAMW_BYTES),
     "adamw (foreach)": Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True), _ADAMW_BYTES, slow=True),
     "vsgd (eager)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="eager"), _VSGD_BYTES, slow=True),

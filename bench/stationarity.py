@@ -15,8 +15,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from vsgd_kernels import VSGD, reference, rules, state_formats
-from vsgd_kernels.noise import Noise, stream, tensor_key
-from vsgd_kernels.state_formats import CODES, FORMATS
+from vsgd_kernels.noise import CODES, Noise, tensor_key
+from vsgd_kernels.state_formats import FORMATS
 
 ELEMENTS, STEPS, LAST = 4096, 20_000, 500
 PROBLEMS = ("equal", "mixed")
@@ -74,13 +74,12 @@ def nearest(style: str) -> Store:
 
 
 def packed(mean_bits: int, rate_bits: int) -> Store:
-    """q8's codes in fewer bits, in blocks of as many elements, rounded stochastically."""
+    """Codes in fewer bits, in blocks as q8's, rounded stochastically; the mean's are square roots."""
     key = tensor_key(0, 0)
 
     def store(states: Sequence[Tensor], t: int) -> Sequence[Tensor]:
-        bits = Noise.of(key, t).bits(ELEMENTS, torch.device("cpu"))
         mean, *rates = (state.view(-1, CODES) for state in states)
-        random = [stream(bits, k).view(-1, CODES) for k in range(3)]
+        random = [Noise.of(key, t).bits(ELEMENTS, states[0].device, k).view(-1, CODES) for k in range(3)]
         largest = 2.0 ** (mean_bits - 1) - 1
         scale = mean.abs().amax(1, keepdim=True)
         y = mean.abs() / scale * largest**2

@@ -59,6 +59,7 @@ VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
   VSGD_UNROLL for (int step = kLanes / 2; step > 0; step /= 2) {
     range.high = larger(range.high, __shfl_xor_sync(0xffffffffu, range.high, step));
     range.depth = larger(range.depth, __shfl_xor_sync(0xffffffffu, range.depth, step));
+    range.nan = larger(range.nan, __shfl_xor_sync(0xffffffffu, range.nan, step));
   }
   return range;
 #else
@@ -66,6 +67,7 @@ VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
   for (int lane = 0; lane < kLanes; ++lane) {
     range.high = larger(range.high, ranges[lane].high);
     range.depth = larger(range.depth, ranges[lane].depth);
+    range.nan = larger(range.nan, ranges[lane].nan);
   }
   return range;
 #endif

@@ -1,10 +1,16 @@
-// Random bits for stochastic rounding: a hash of (seed, parameter, step) and of the element's index, the same on every
-// backend whatever block, thread or order an element is stepped in. (noise.py is the same in torch.)
+// Random bits for stochastic rounding, the same on every backend whatever block, thread or order an element is stepped
+// in: each kCodes elements of a tensor share a hash of (seed, parameter, step, their number, state), from which their bits
+// go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours are
+// evenly spread, so that their roundings cancel rather than add up. (noise.py is the same in torch.)
 #pragma once
 
 #include "numbers.h"
 
 namespace vsgd {
+
+constexpr int kCodes = 128;  // elements that share a hash, and in q8 the words of their codes
+constexpr uint32_t kGolden = 0x9e3779b9u;
+constexpr int kMasterNoise = 3;  // what parameters are rounded by, beside the states' 0, 1 and 2
 
 // A bijection of 32 bits in which each bit of the input moves every bit of the result (two multiplications; the
 // constants are those of Wellons' "lowbias32").
@@ -26,23 +32,15 @@ struct Noise {
     return noise;
   }
 
-  // For elements from `first` on, whose index is `first` plus an offset of 32 bits.
-  VSGD_FN Noise from(int64_t first) const {
-    return {a + uint32_t(uint64_t(first)) + uint32_t(uint64_t(first) >> 32) * 0x9e3779b9u, b};
-  }
-
-  VSGD_FN uint32_t bits(uint32_t offset) const {
-    uint32_t x = offset + a;
+  // The bits of the first element of a block of kCodes, for state k; element i has i kGolden more. The uppermost count
+  // most.
+  VSGD_FN uint32_t start(int64_t block, int k) const {
+    const uint64_t number = uint64_t(block) * 4u + uint64_t(k);
+    uint32_t x = uint32_t(number) + uint32_t(number >> 32) * kGolden + a;
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;
     return x ^ (x >> 16);
   }
 };
-
-// 32 bits for each state of an element, of which the uppermost count most: the element's bits, rotated.
-VSGD_FN uint32_t stream(uint32_t bits, int k) {
-  const int turn = k == 0 ? 0 : k == 1 ? 16 : k == 2 ? 8 : 24;
-  return turn == 0 ? bits : (bits << turn) | (bits >> (32 - turn));
-}
 
 }  // namespace vsgd

@@ -1,4 +1,4 @@
-// Number formats: bf16 and fp16 to fp32 and back, and the bounds that keep the arithmetic finite.
+// Number formats: bf16 and fp16 to fp32, and the bounds that keep the arithmetic finite.
 // Integer operations and selects only, so that every loop vectorises and every instruction set rounds alike.
 #pragma once
 
@@ -24,6 +24,19 @@ VSGD_FN To bit_cast(From from) {
   To to;
   memcpy(&to, &from, sizeof(To));
   return to;
+}
+
+// How many bits x has, from its highest set one on.
+VSGD_FN uint32_t bit_length(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return uint32_t(32 - __clz(int(x)));
+#elif defined(__GNUC__)
+  return x == 0 ? 0u : uint32_t(32 - __builtin_clz(x));
+#else
+  uint32_t length = 0;
+  for (; x != 0; x >>= 1) ++length;
+  return length;
+#endif
 }
 
 // The type in which a parameter type is computed, and in which its state is kept.
@@ -53,6 +66,13 @@ VSGD_FN A bounded(A ghat) {
   return ghat + poison;
 }
 
+// Variances are clamped to what bounded gradients can have; NaN stays.
+template <class A>
+VSGD_FN A bounded_variance(A variance) {
+  constexpr A most = Bounds<A>::big * Bounds<A>::big;
+  return most < variance ? most : variance;
+}
+
 VSGD_FN float load(const float* p) { return *p; }
 VSGD_FN double load(const double* p) { return *p; }
 
@@ -68,18 +88,6 @@ VSGD_FN float load(const fp16* p) {
   uint32_t bits = magnitude >= 0x7c00u ? special : rebased;
   bits = magnitude < 0x0400u ? subnormal : bits;
   return bit_cast<float>(bits | sign);
-}
-
-// Rounds to nearest, ties to even.
-VSGD_FN void store(fp16* p, float x) {
-  uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000u;
-  uint32_t magnitude = bits & 0x7fffffffu;
-  uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
-  uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - (126u << 23);
-  uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
-  half = magnitude >= 0x477ff000u ? special : half;  // 65520 and above rounds to Inf
-  p->bits = uint16_t(half | sign);
 }
 
 }  // namespace vsgd

@@ -1,11 +1,10 @@
-// Registration: names, and which instantiation a name means; nothing else.
+// Registration of what Python calls; nothing else.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <string>
 
-#include "rules.h"
 #include "step_cpu.h"
 #include "step_device.h"
 #include "watch.h"
@@ -32,10 +31,10 @@ vsgd::Isa isa_of(const std::string& name) {
 void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& hyper, std::string rule,
               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, std::string isa) {
   const vsgd::Amp amp{scalar_of(grad_scale), scalar_of(found_inf)};
-  auto step = rule == "vsgd" ? vsgd::step_cpu<vsgd::Vsgd> : nullptr;
-  STD_TORCH_CHECK(step != nullptr, "rule: unknown ", rule);
-  step(rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0), layouts.const_data_ptr<int64_t>(),
-       hyper.const_data_ptr<double>(), amp, isa_of(isa));
+  const bool known =
+      vsgd::step_cpu(rule, rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0),
+                     layouts.const_data_ptr<int64_t>(), hyper.const_data_ptr<double>(), amp, isa_of(isa));
+  STD_TORCH_CHECK(known, "rule: unknown ", rule);
 }
 
 vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path, int64_t format) {

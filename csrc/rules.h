@@ -1,10 +1,13 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
-// Each rule is a type: its states and which of them are rates, its hyperparameters (columns of a row of the hyper table),
-// the scalars of one step (double arithmetic, rounded once), and the update. Gradients come multiplied by `sign`. Rates
-// are doubled, as the authors store them.
+// Each rule is a type: its name, its states (a mean first) and which of them are rates, whether it draws random numbers or
+// takes a variance of samples, its hyperparameters (columns of a row of the hyper table), the scalars of one step (double
+// arithmetic, rounded once), and the update in two functions, so that the CPU can code the states while its divider is busy
+// with the parameters: `infer`, the new states from a gradient, returns what `move`, the parameter step, takes beside the
+// new mean. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
+#include <string>
 
 #include "numbers.h"
 
@@ -20,9 +23,18 @@ VSGD_FN double prior_rate(double rate) {
   return rate < floor ? floor : rate > ceiling ? ceiling : rate;
 }
 
-// VSGD, Algorithm 1 (Eqs. 15-24).
-struct Vsgd {
+// What `infer` takes beside an element's gradient and states, where its rule says so.
+template <class A>
+struct Given {
+  uint32_t word;  // where Rule::draws: random bits
+  A variance;     // where Rule::samples: of the samples whose mean the gradient is
+};
+
+// VSGD, Algorithm 1 (Eqs. 15-24), and on samples, Appendix A.3.
+template <bool kSamples>
+struct VsgdOf {
   static constexpr int states = 3;
+  static constexpr bool draws = false, samples = kSamples;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
   enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
 
@@ -49,7 +61,7 @@ struct Vsgd {
   }
 
   template <class A>
-  VSGD_FN static void update(A& theta, A ghat, A* state, const Scalars<A>& s) {
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
     A w = bg / (bg + bhg);                                                              // gain
     A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
@@ -57,10 +69,139 @@ struct Vsgd {
     A dg = w * d;                                                                       // mug' - mug
     A dghat = d - dg;                                                                   // ghat - mug'
     mug = mug + dg;                                                                     // 15
-    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg), Bounds<A>::tiny);    // 18, 20
-    bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg), Bounds<A>::tiny);  // 19, 21
-    theta = theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+    A qg = dg * dg, qghat = dghat * dghat;
+    if constexpr (kSamples) {  // 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
+      qg = qg + w * w * given.variance;
+      qghat = qghat + (A(1) - w) * (A(1) - w) * given.variance;
+    }
+    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg), Bounds<A>::tiny);         // 18, 20
+    bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg), Bounds<A>::tiny);  // 19, 21
+    return sigma2;
+  }
+
+  template <class A>
+  VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
   }
 };
+
+struct Vsgd : VsgdOf<false> {
+  static constexpr const char* name = "vsgd";
+};
+struct SampleVsgd : VsgdOf<true> {
+  static constexpr const char* name = "sample_vsgd";
+};
+
+// ConstantVSGD, Algorithm 2 (Eqs. 34-38).
+struct ConstantVsgd {
+  static constexpr const char* name = "constant_vsgd";
+  static constexpr int states = 2;
+  static constexpr bool draws = false, samples = false;
+  VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
+  enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset, hypers };
+
+  template <class A>
+  struct Scalars {
+    A w, inv_a, pb, rho, lr, decay, eps, t, sign;
+  };
+
+  template <class A>
+  VSGD_FN static Scalars<A> scalars(double t, const double* h) {
+    const double prior = prior_rate<A>(2.0 * h[ps]);
+    Scalars<A> s;
+    s.w = A(1.0 / (h[ghattg] + 1.0));
+    s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 2.0)));
+    s.pb = A(prior);
+    s.rho = A(pow(t, -h[tau]));
+    s.lr = A(h[lr]);
+    s.decay = A(1.0 - h[lr] * h[weight_decay]);
+    s.eps = A(h[eps]);
+    s.t = A(t);
+    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    return s;
+  }
+
+  template <class A>
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>&) {
+    A &mug = state[0], &b = state[1];
+    A sigma2 = at_least(b * s.w * s.inv_a, Bounds<A>::tiny);                            // 35
+    A d = ghat - mug;
+    A dg = s.w * d;                                                                     // mug' - mug
+    A dghat = d - dg;                                                                   // ghat - mug'
+    mug = mug + dg;                                                                     // 34
+    // 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
+    b = at_least(b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b), Bounds<A>::tiny);
+    return sigma2;
+  }
+
+  template <class A>
+  VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+  }
+};
+
+// 1 - beta^t, without cancellation.
+VSGD_FN double complement(double beta, double t) { return beta > 0.0 ? -expm1(t * log(beta)) : 1.0; }
+
+// StochGradAdam, Algorithm 1 of Yun's paper.
+struct StochGradAdam {
+  static constexpr const char* name = "stoch_grad_adam";
+  static constexpr int states = 2;
+  static constexpr bool draws = true, samples = false;
+  VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
+  enum Hyper { lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate, hypers };
+
+  template <class A>
+  struct Scalars {
+    A kept, beta1, gain1, beta2, gain2, m_scale, v_scale, lr, decay, eps, t, sign;
+  };
+
+  template <class A>
+  VSGD_FN static Scalars<A> scalars(double t, const double* h) {
+    Scalars<A> s;
+    s.kept = A(ceil(h[sampling_rate] * 0x1p24));
+    s.beta1 = A(h[beta1] * h[decay]);
+    s.gain1 = A(1.0 - h[beta1] * h[decay]);
+    s.beta2 = A(h[beta2]);
+    s.gain2 = A(1.0 - h[beta2]);
+    s.m_scale = A(1.0 / complement(h[beta1], t));
+    s.v_scale = A(1.0 / complement(h[beta2], t));
+    s.lr = A(h[lr]);
+    s.decay = A(1.0 - h[lr] * h[weight_decay]);
+    s.eps = A(h[eps]);
+    s.t = A(t);
+    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    return s;
+  }
+
+  template <class A>
+  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>& given) {
+    A &m = state[0], &v = state[1];
+    A phi = (A(int32_t(given.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
+    m = s.beta1 * m + s.gain1 * phi;
+    v = at_least(s.beta2 * v + s.gain2 * (phi * phi), Bounds<A>::tiny);
+    return v;
+  }
+
+  template <class A>
+  VSGD_FN static A move(A theta, A m, A v, const Scalars<A>& s) {
+    return theta * s.decay - s.lr * ((m * s.m_scale) / (square_root(v * s.v_scale) + s.eps));
+  }
+};
+
+// A type as an argument.
+template <class T> struct Type { using type = T; };
+
+template <class... Rules>
+struct RuleList {
+  // Calls run(Type<Rule>) for the rule of that name; false where there is none.
+  template <class Run>
+  static bool with(const std::string& name, const Run& run) {
+    return ((name == Rules::name && (run(Type<Rules>()), true)) || ...);
+  }
+};
+
+// Every rule that the kernels are compiled for.
+using Rules = RuleList<Vsgd, SampleVsgd, ConstantVsgd, StochGradAdam>;
 
 }  // namespace vsgd

@@ -3,118 +3,304 @@
 
 #include "chunks.h"
 #include "formats.h"
+#include "philox.h"
 #include "rules.h"
 #include "states.h"
 
 namespace vsgd {
 
-// Where the operands of a run of elements begin, and what is random in it.
+// Where the operands of a run of elements begin, and what is random in it. The run begins with a block of kCodes elements.
 template <class P>
 struct Operands {
   P* param;
-  Low* low;
+  void* low;
+  int extra;  // bits of `low`
   const P* grad;
   void* state[kMaxStates];
-  uint32_t* words;  // q8's, of the run's first block
+  uint32_t* words;  // q8's
   Noise noise;
+  Draw draw;  // of rules that draw
+  const typename Arithmetic<P>::type* variance;  // of rules that take samples
+  int64_t block;  // number in its tensor
+
+  // From element `first` on, the beginning of a block; S: an element of a state in memory.
+  template <class S>
+  VSGD_FN Operands from(int64_t first, int states) const {
+    Operands at = *this;
+    at.param += first;
+    at.low = static_cast<char*>(low) + first * extra / 8;
+    at.grad += first;
+    for (int k = 0; k < states; ++k) at.state[k] = static_cast<S*>(state[k]) + first;
+    at.words += first / kCodes * states;
+    at.variance += first;
+    at.block += first / kCodes;
+    return at;
+  }
 };
 
-// Steps n elements whose states are numbers, side by side.
-template <class Rule, class P, class A = typename Arithmetic<P>::type>
-VSGD_FN void update_all(P* param, Low* low, const P* grad, A* const* states, int64_t n,
+// The masters of 16-bit parameters [first, first + n) of a block.
+template <class P>
+VSGD_FN void load_masters(const Operands<P>& at, int64_t first, int64_t n, float* __restrict masters) {
+  const P* param = at.param + first;
+  if (at.extra == 16) {
+    const int16_t* low = static_cast<const int16_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, low[i]);
+  } else if (at.extra == 8) {
+    const int8_t* low = static_cast<const int8_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, low[i] * 256);
+  } else {
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, 0);
+  }
+}
+template <class P>
+VSGD_FN void store_masters(const Operands<P>& at, int64_t first, int64_t n, const float* masters) {
+  P* __restrict param = at.param + first;
+  const uint32_t random = at.extra == 16 ? 0u : at.noise.start(at.block, kMasterNoise) + uint32_t(first) * kGolden;
+  if (at.extra == 16) {
+    int16_t* __restrict low = static_cast<int16_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) low[i] = int16_t(store_param(param + i, masters[i], 16, 0u));
+  } else if (at.extra == 8) {
+    int8_t* __restrict low = static_cast<int8_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i)
+      low[i] = int8_t(store_param(param + i, masters[i], 8, random + uint32_t(i) * kGolden) >> 8);
+  } else {
+    for (int64_t i = 0; i < n; ++i) store_param(param + i, masters[i], 0, random + uint32_t(i) * kGolden);
+  }
+}
+
+// What `infer` is given for the elements of a run, which of a rule that draws is no more than a block.
+template <class Rule, class A>
+struct GivenRun {
+  uint32_t words[Rule::draws ? kCodes : 1];
+  const A* variance;
+
+  template <class P>
+  VSGD_FN explicit GivenRun(const Operands<P>& at) : variance(at.variance) {
+    if constexpr (Rule::draws) {
+      const Draw draw = at.draw.from(at.block * kCodes);
+      for (uint32_t i = 0; i < kCodes / 4; ++i) {
+        const Four four = draw.words(i);
+        for (int j = 0; j < 4; ++j) words[4 * i + j] = four.word[j];
+      }
+    }
+  }
+
+  VSGD_FN Given<A> of(int64_t i, A sign) const {
+    Given<A> given{};
+    if constexpr (Rule::draws) given.word = words[i];
+    if constexpr (Rule::samples) given.variance = bounded_variance(variance[i] * sign * sign);
+    return given;
+  }
+};
+
+// Steps n elements whose masters and states are numbers, side by side.
+template <class Rule, class P, class A>
+VSGD_FN void update_all(A* masters, const P* grad, A* const* states, const GivenRun<Rule, A>& given, int64_t n,
                         const typename Rule::template Scalars<A>& s) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    A theta = load_param(param + i, low + i);
     A ghat = bounded(load(grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
-    Rule::update(theta, ghat, state, s);
+    const A aux = Rule::infer(ghat, state, s, given.of(i, s.sign));
     for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
-    store_param(param + i, low + i, theta);
+    masters[i] = Rule::move(masters[i], state[0], aux, s);
   }
 }
 
+// Whether a rule steps parameters of this type a block at a time even where states are numbers.
+template <class Rule, class P>
+constexpr bool by_blocks = is_16_bit<P> || Rule::draws;
+
+// Steps n elements, at most a block where `by_blocks`, whose states are numbers.
+template <class Rule, class P, class A = typename Arithmetic<P>::type>
+VSGD_FN void run_uncoded(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& s) {
+  A* states[Rule::states];
+  for (int k = 0; k < Rule::states; ++k) states[k] = static_cast<A*>(at.state[k]);
+  const GivenRun<Rule, A> given(at);
+  if constexpr (is_16_bit<P>) {
+    float masters[kCodes];
+    load_masters(at, 0, n, masters);
+    update_all<Rule>(masters, at.grad, states, given, n, s);
+    store_masters(at, 0, n, masters);
+  } else {
+    update_all<Rule>(at.param, at.grad, states, given, n, s);
+  }
+}
+
+// Coded states are stepped a block of kCodes elements at a time, by way of numbers in the first-level cache and in several
+// loops, for q8 needs all numbers of a block before it can code one. The loops go by turns of few elements, so that what
+// waits for memory or for the divider and what does not are never far from each other.
+constexpr int64_t kTurn = 64;
+static_assert(kCodes % kTurn == 0, "a block is whole turns");
+
+// Asks for the operands of a turn that comes later. The processor's own prefetching stops at each page.
+template <class T>
+VSGD_FN void prefetch_turn(const T* from) {
+#ifdef __GNUC__
+  constexpr int64_t kAhead = 512;  // elements
+  for (int64_t i = 0; i < kTurn; i += 64 / sizeof(T)) __builtin_prefetch(from + kAhead + i);
+#endif
+}
+
+// The numbers of n codes of one state of a block.
 template <bool rate>
-VSGD_FN void decode_all(const uint16_t* codes, float* numbers, int64_t n, const uint32_t*) {
+VSGD_FN void decode(const uint16_t* codes, float* __restrict numbers, int64_t n, const uint32_t*) {
   for (int64_t i = 0; i < n; ++i) numbers[i] = bf16_decode(codes[i]);
 }
 template <bool rate>
-VSGD_FN void decode_all(const uint8_t* codes, float* numbers, int64_t n, const uint32_t* word) {
-  const uint32_t old = *word;
-  const float unit = mean_unit(old);
-  for (int64_t i = 0; i < n; ++i) numbers[i] = q8_decode(rate, codes[i], old, unit);
-}
-
-VSGD_FN uint32_t largest(const uint32_t* of) {
-  uint32_t result = 0;
-  for (int64_t i = 0; i < kCodes; ++i) result = of[i] > result ? of[i] : result;
-  return result;
-}
-
-template <bool rate, int k>
-VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint16_t* codes, int64_t n, uint32_t*) {
-  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], stream(random[i], k));
-}
-template <bool rate, int k>
-VSGD_FN void encode_all(const float* numbers, const uint32_t* random, uint8_t* codes, int64_t n, uint32_t* word) {
-  // By way of an array, for gcc vectorises the maximum of one, but not of what it sees to be conditional.
-  uint32_t counts[kCodes];
-  for (int64_t i = 0; i < kCodes; ++i) counts[i] = height_of(numbers[i]);
-  const uint32_t high = largest(counts);
-  for (int64_t i = 0; rate && i < kCodes; ++i) counts[i] = depth_of(numbers[i]);
-  const uint32_t now = q8_word(rate, {high, rate ? largest(counts) : 0u});
-  const float per_unit = mean_per_unit(now);
-  *word = now;
-  for (int64_t i = 0; i < n; ++i) codes[i] = q8_encode(rate, numbers[i], now, per_unit, stream(random[i], k));
-}
-
-// All states, one after the other; which of them is a rate is known when this is compiled.
-template <class Rule, class S, int k = 0>
-VSGD_FN void decode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], const uint32_t* words) {
-  if constexpr (k < Rule::states) {
-    for (int64_t i = n; i < kCodes; ++i) tile[k][i] = bit_cast<float>(0x7fc00000u);  // NaN does not count for a word
-    decode_all<Rule::is_rate(k)>(stored[k] + first, tile[k], n, words + k);
-    decode_states<Rule, S, k + 1>(stored, first, n, tile, words);
-  }
-}
-template <class Rule, class S, int k = 0>
-VSGD_FN void encode_states(S* const* stored, int64_t first, int64_t n, float (*tile)[kCodes], uint32_t* words,
-                           const uint32_t* random) {
-  if constexpr (k < Rule::states) {
-    encode_all<Rule::is_rate(k), k>(tile[k], random, stored[k] + first, n, words + k);
-    encode_states<Rule, S, k + 1>(stored, first, n, tile, words, random);
+VSGD_FN void decode(const uint8_t* codes, float* __restrict numbers, int64_t n, const uint32_t* word) {
+  const Q8 coding = Q8::of<rate>(*word);
+  if (coding.has_nan) {
+    for (int64_t i = 0; i < n; ++i) numbers[i] = coding.number_or_nan<rate>(codes[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) numbers[i] = coding.number<rate>(codes[i]);
   }
 }
 
-// Steps n elements, at most a block of codes, by way of a tile of numbers in the first-level cache: several short loops,
-// each of which vectorises, and q8 needs all numbers of a block before it can store one.
-template <class Rule, class P, class S>
-VSGD_FN void run_coded(const Operands<P>& at, S* const* stored, int64_t first, int64_t n,
-                       const typename Rule::template Scalars<float>& s) {
-  float tile[Rule::states][kCodes];
-  float* numbers[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) numbers[k] = tile[k];
-  uint32_t random[kCodes];
-  uint32_t* words = at.words + first / kCodes * Rule::states;  // used by q8 only
-  decode_states<Rule>(stored, first, n, tile, words);
-  update_all<Rule>(at.param + first, at.low + first, at.grad + first, numbers, n, s);
-  for (int i = 0; i < kCodes; ++i) random[i] = at.noise.bits(uint32_t(first) + uint32_t(i));
-  encode_states<Rule>(stored, first, n, tile, words, random);
+VSGD_FN Range range_of(const float* numbers, int64_t n) {
+  Range range;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t m = magnitude(numbers[i]);
+    range.high = larger(range.high, m);
+    range.depth = larger(range.depth, kDeepest - m);
+  }
+  if (range.high <= kInfinity) return range;
+  range = Range();  // NaN count for neither
+  for (int64_t i = 0; i < n; ++i) include(range, numbers[i]);
+  return range;
+}
+
+// How n numbers of one state of a block are to be coded.
+template <bool rate>
+VSGD_FN Q8 find_word(const float*, int64_t, const uint16_t*, uint32_t*) {
+  return {};
+}
+template <bool rate>
+VSGD_FN Q8 find_word(const float* numbers, int64_t n, const uint8_t*, uint32_t* word) {
+  *word = q8_word<rate>(range_of(numbers, n));
+  return Q8::of<rate>(*word);
+}
+
+template <bool rate>
+VSGD_FN void encode(const float* numbers, uint16_t* __restrict codes, int64_t n, const Q8&, uint32_t random) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], random + uint32_t(i) * kGolden);
+}
+template <bool rate>
+VSGD_FN void encode(const float* numbers, uint8_t* __restrict codes, int64_t n, const Q8& coding, uint32_t random) {
+  if (coding.has_nan) {
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code_or_nan<rate>(numbers[i], random + uint32_t(i) * kGolden);
+  } else {
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code<rate>(numbers[i], random + uint32_t(i) * kGolden);
+  }
+}
+
+// One block: `infer`, and then `finish`. Its states are gone through one after the other; which of them is a rate is known
+// when this is compiled, and with kWhole how long the loops are.
+template <class Rule, class P, class S, bool kWhole>
+class Block {
+ public:
+  using Scalars = typename Rule::template Scalars<float>;
+
+  VSGD_FN Block(const Operands<P>& at, int64_t n) : at_(at), n_(n) {}
+
+  VSGD_FN void infer(const Scalars& s) {
+    const GivenRun<Rule, float> given(at_);
+    for (int64_t turn = 0; turn < size(); turn += kTurn) {
+      prefetch_turn(at_.param + turn);
+      prefetch_turn(at_.grad + turn);
+      decode_states(turn, count(turn));
+      for (int64_t i = turn; i < turn + count(turn); ++i) {
+        float state[Rule::states];
+        for (int k = 0; k < Rule::states; ++k) state[k] = numbers_[k][i];
+        aux_[i] = Rule::infer(bounded(load(at_.grad + i) * s.sign), state, s, given.of(i, s.sign));
+        for (int k = 0; k < Rule::states; ++k) numbers_[k][i] = state[k];
+      }
+    }
+  }
+
+  VSGD_FN void finish(const Scalars& s) {
+    prepare();
+    for (int64_t turn = 0; turn < size(); turn += kTurn) {
+      move(turn, count(turn), s);
+      encode_states(turn, count(turn));
+    }
+  }
+
+ private:
+  VSGD_FN int64_t size() const { return kWhole ? kCodes : n_; }
+  VSGD_FN int64_t count(int64_t turn) const { return kWhole || n_ - turn > kTurn ? kTurn : n_ - turn; }
+  VSGD_FN S* codes(int k) const { return static_cast<S*>(at_.state[k]); }
+
+  template <int k = 0>
+  VSGD_FN void decode_states(int64_t turn, int64_t n) {
+    if constexpr (k < Rule::states) {
+      prefetch_turn(codes(k) + turn);
+      decode<Rule::is_rate(k)>(codes(k) + turn, numbers_[k] + turn, n, at_.words + k);
+      decode_states<k + 1>(turn, n);
+    }
+  }
+
+  VSGD_FN void move(int64_t turn, int64_t n, const Scalars& s) {
+    if constexpr (is_16_bit<P>) {
+      float masters[kTurn];
+      load_masters(at_, turn, n, masters);
+      for (int64_t i = 0; i < n; ++i) masters[i] = Rule::move(masters[i], numbers_[0][turn + i], aux_[turn + i], s);
+      store_masters(at_, turn, n, masters);
+    } else {
+      float* __restrict param = at_.param + turn;
+      for (int64_t i = 0; i < n; ++i) param[i] = Rule::move(param[i], numbers_[0][turn + i], aux_[turn + i], s);
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void prepare() {
+    if constexpr (k < Rule::states) {
+      coding_[k] = find_word<Rule::is_rate(k)>(numbers_[k], size(), codes(k), at_.words + k);
+      random_[k] = at_.noise.start(at_.block, k);
+      prepare<k + 1>();
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void encode_states(int64_t turn, int64_t n) {
+    if constexpr (k < Rule::states) {
+      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random_[k] + uint32_t(turn) * kGolden);
+      encode_states<k + 1>(turn, n);
+    }
+  }
+
+  const Operands<P> at_;
+  const int64_t n_;
+  Q8 coding_[Rule::states];
+  uint32_t random_[Rule::states];
+  alignas(64) float numbers_[Rule::states][kCodes];
+  alignas(64) float aux_[kCodes];  // what Rule::infer returned
+};
+
+// Steps a block of n elements.
+template <class Rule, class P, Format format, bool kWhole, class A = typename Arithmetic<P>::type>
+VSGD_FN void run_block(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& s) {
+  if constexpr (format == Format::fp32) {
+    run_uncoded<Rule>(at, kWhole ? kCodes : n, s);
+  } else {
+    Block<Rule, P, typename StoredState<format, A>::type, kWhole> block(at, n);
+    block.infer(s);
+    block.finish(s);
+  }
 }
 
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
-VSGD_FN void run(Operands<P> at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
-  using S = typename StoredState<format, A>::type;
+VSGD_FN void run(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<A>& scalars) {
   const auto s = scalars;
-  S* stored[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) stored[k] = static_cast<S*>(at.state[k]);
-  if constexpr (format == Format::fp32) {
-    update_all<Rule>(at.param, at.low, at.grad, stored, n, s);
+  if constexpr (format == Format::fp32 && !by_blocks<Rule, P>) {
+    run_uncoded<Rule>(at, n, s);
   } else {
+    using S = typename StoredState<format, A>::type;
     int64_t first = 0;
-    for (; first + kCodes <= n; first += kCodes) run_coded<Rule>(at, stored, first, kCodes, s);
-    if (first < n) run_coded<Rule>(at, stored, first, n - first, s);
+    for (; first + kCodes <= n; first += kCodes)
+      run_block<Rule, P, format, true>(at.template from<S>(first, Rule::states), kCodes, s);
+    if (first < n) run_block<Rule, P, format, false>(at.template from<S>(first, Rule::states), n - first, s);
   }
 }
 

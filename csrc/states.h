@@ -2,8 +2,6 @@
 // stochastic and without bias: a rate moves by less than the distance of two codes a step, and would freeze otherwise.
 #pragma once
 
-#include <cmath>
-
 #include "noise.h"
 
 namespace vsgd {
@@ -24,84 +22,92 @@ VSGD_FN uint16_t bf16_encode(float x, uint32_t random) {
   return uint16_t(((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : raised) >> 16);
 }
 
-// q8: 8-bit codes, and for each block of elements a word for each state.
-constexpr int kCodes = 128;  // elements of a block
-
-// Bits of a state, as far as they count for its block's word: those of no NaN. Magnitudes are ordered as integers.
-VSGD_FN uint32_t magnitude(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
-VSGD_FN bool is_number(float x) { return magnitude(x) <= 0x7f800000u; }
-
+// q8: 8-bit codes, and for each block of kCodes elements a word for each state.
+//
 // A rate is its float32 bits, from a base of the block on, in steps of 2^k: linear between powers of two. The steps do
-// not move when the base does. The word is base | k, with base a multiple of 2^k and k from 5 to 24; code 255 is NaN.
-constexpr uint32_t kLastRate = 254;
+// not move when the base does. The word is base | k, with base a multiple of 2^k and k from 5 to 24; NaN is code 255.
+//
+// A mean's magnitude m is the float32 bits of 1 + m kSpan / (the block's largest), in steps of 2^19, of which 127 lead to
+// that: evenly spaced near 0, and from there on in proportion to m. The word is the largest's bits; NaN is code -128.
+//
+// A word's sign bit says that there are NaN in the block; other blocks need not look for them.
+constexpr uint32_t kHasNan = 0x80000000u, kNan = 0x7fc00000u, kInfinity = 0x7f800000u;
+constexpr uint32_t kOne = 0x3f800000u, kMeanShift = 19, kLastRate = 254;
+constexpr float kSpan = 246.98f;
 
-VSGD_FN bool rate_fits(uint32_t low, uint32_t high, uint32_t k) {
-  return ((high - ((low >> k) << k) + ((1u << k) - 1u)) >> k) <= kLastRate;
-}
-// For bits between `low` and `high`: the finest steps in which they fit, even rounded up.
-VSGD_FN uint32_t rate_word(uint32_t low, uint32_t high) {
-  if (low > high) low = high;  // nothing but NaN
-  uint32_t k = 5;
-  for (uint32_t range = (high - low) >> 13; range != 0; range >>= 1) ++k;
-  if (!rate_fits(low, high, k)) ++k;
-  return ((low >> k) << k) | k;
-}
-VSGD_FN float rate_decode(uint8_t code, uint32_t word) {
-  uint32_t k = word & 31u, bits = (word & ~31u) + (uint32_t(code) << k);
-  return bit_cast<float>(code == 255 ? 0x7fc00000u : bits);
-}
-VSGD_FN uint8_t rate_encode(float x, uint32_t word, uint32_t random) {
-  uint32_t k = word & 31u;
-  uint32_t code = (bit_cast<uint32_t>(x) - (word & ~31u) + (random >> (32u - k))) >> k;
-  return uint8_t(is_number(x) ? code : 255u);
-}
+VSGD_FN uint32_t magnitude(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
 
-// A mean is sign(c) (c / 127)^2 of the block's largest magnitude, whose bits are the word; code -128 is NaN.
-constexpr float kLargest = 127.0f * 127.0f;
+// What a block's word says of its codes, and how they are read and made. Of an unmarked block, `number` and `code` do.
+struct Q8 {
+  uint32_t base, k;      // of rates
+  float unit, per_unit;  // of means
+  bool has_nan;
 
-VSGD_FN uint32_t mean_word(uint32_t high) {
-  const uint32_t tiny = bit_cast<uint32_t>(Bounds<float>::tiny);
-  return high < tiny ? tiny : high;
-}
-VSGD_FN float mean_unit(uint32_t word) { return bit_cast<float>(word) / kLargest; }      // value of c = 1
-VSGD_FN float mean_per_unit(uint32_t word) { return kLargest / bit_cast<float>(word); }
-VSGD_FN float mean_decode(uint8_t code, float unit) {
-  int32_t c = int8_t(code), square = c * (c < 0 ? -c : c);
-  return c == -128 ? bit_cast<float>(0x7fc00000u) : float(square) * unit;
-}
-VSGD_FN uint8_t mean_encode(float x, float per_unit, uint32_t random) {
-  float y = bit_cast<float>(magnitude(x)) * per_unit;  // in squares of codes
-  int32_t c = int32_t(sqrtf(is_number(x) ? y : 0.0f));
-  c = c > 126 ? 126 : c;
-  // Up with the probability that keeps the mean: (y - c^2) / ((c + 1)^2 - c^2).
-  float up = float(int32_t(random >> 8)) * 0x1p-24f * float(2 * c + 1);
-  c += up < y - float(c * c) ? 1 : 0;
-  c = bit_cast<int32_t>(x) < 0 ? -c : c;
-  return uint8_t(is_number(x) ? c : 128);
-}
+  template <bool rate>
+  VSGD_FN static Q8 of(uint32_t word) {
+    const float largest = bit_cast<float>(word & ~kHasNan);
+    if (rate) return {word & 0x7fffffe0u, word & 31u, 0.0f, 0.0f, (word & kHasNan) != 0};
+    return {0, 0, largest / kSpan, kSpan / largest, (word & kHasNan) != 0};
+  }
 
-// What a block's numbers are for its word: their largest bits, and how far the smallest ones are below the largest there
-// can be. Both are maxima, from 0 on, which NaN does not raise.
+  template <bool rate>
+  VSGD_FN float number(uint8_t code) const {
+    if (rate) return bit_cast<float>(base + (uint32_t(code) << k));
+    const int32_t c = int8_t(code);
+    const float m = (bit_cast<float>(kOne + (uint32_t(c < 0 ? -c : c) << kMeanShift)) - 1.0f) * unit;
+    return c < 0 ? -m : m;
+  }
+
+  template <bool rate>
+  VSGD_FN uint8_t code(float x, uint32_t random) const {
+    if (rate) return uint8_t((bit_cast<uint32_t>(x) - base + (random >> (32u - k))) >> k);
+    const float y = bit_cast<float>(magnitude(x)) * per_unit + 1.0f;
+    const uint32_t c = (bit_cast<uint32_t>(y) - kOne + (random >> (32u - kMeanShift))) >> kMeanShift;
+    return uint8_t(bit_cast<int32_t>(x) < 0 ? 0u - c : c);
+  }
+
+  template <bool rate>
+  VSGD_FN float number_or_nan(uint8_t stored) const {
+    return stored == (rate ? 255 : 128) ? bit_cast<float>(kNan) : number<rate>(stored);
+  }
+  template <bool rate>
+  VSGD_FN uint8_t code_or_nan(float x, uint32_t random) const {
+    return magnitude(x) > kInfinity ? uint8_t(rate ? 255 : 128) : code<rate>(x, random);
+  }
+};
+
+// What a block's numbers are for its word: the largest of their bits, and of their distances from the largest bits that
+// there can be. NaN count for neither, and are noted.
 struct Range {
-  uint32_t high = 0, depth = 0;
+  uint32_t high = 0, depth = 0, nan = 0;
 };
 constexpr uint32_t kDeepest = 0x7fffffffu;
 
 // All bits set for a number, none for NaN; by arithmetic, for a conditional maximum does not vectorise.
-VSGD_FN uint32_t number_mask(float x) { return ~uint32_t(int32_t(0x7f800000u - magnitude(x)) >> 31); }
-VSGD_FN uint32_t height_of(float x) { return magnitude(x) & number_mask(x); }
-VSGD_FN uint32_t depth_of(float x) { return (kDeepest - magnitude(x)) & number_mask(x); }
+VSGD_FN uint32_t number_mask(float x) { return ~uint32_t(int32_t(kInfinity - magnitude(x)) >> 31); }
 VSGD_FN uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
+VSGD_FN void include(Range& range, float x) {
+  const uint32_t number = number_mask(x);
+  range.high = larger(range.high, magnitude(x) & number);
+  range.depth = larger(range.depth, (kDeepest - magnitude(x)) & number);
+  range.nan = larger(range.nan, ~number);
+}
 
-VSGD_FN uint32_t q8_word(bool rate, const Range& range) {
-  return rate ? rate_word(kDeepest - range.depth, range.high) : mean_word(range.high);
+VSGD_FN bool rate_fits(uint32_t low, uint32_t high, uint32_t k) {
+  return ((high - ((low >> k) << k) + ((1u << k) - 1u)) >> k) <= kLastRate;
 }
-// unit, per_unit: mean_unit and mean_per_unit of the word; rates need neither.
-VSGD_FN float q8_decode(bool rate, uint8_t code, uint32_t word, float unit) {
-  return rate ? rate_decode(code, word) : mean_decode(code, unit);
+// The finest steps in which the block's bits fit, even rounded up.
+VSGD_FN uint32_t rate_word(const Range& range) {
+  const uint32_t high = range.high;
+  const uint32_t low = kDeepest - range.depth > high ? high : kDeepest - range.depth;  // nothing but NaN
+  uint32_t k = 5 + bit_length((high - low) >> 13);
+  if (!rate_fits(low, high, k)) ++k;
+  return ((low >> k) << k) | k;
 }
-VSGD_FN uint8_t q8_encode(bool rate, float x, uint32_t word, float per_unit, uint32_t random) {
-  return rate ? rate_encode(x, word, random) : mean_encode(x, per_unit, random);
+VSGD_FN uint32_t mean_word(const Range& range) { return larger(range.high, bit_cast<uint32_t>(Bounds<float>::tiny)); }
+template <bool rate>
+VSGD_FN uint32_t q8_word(const Range& range) {
+  return (rate ? rate_word(range) : mean_word(range)) | (range.nan & kHasNan);
 }
 
 }  // namespace vsgd

@@ -55,6 +55,17 @@ uint32_t* words_of(const Row& row, int64_t i) {
   return reinterpret_cast<uint32_t*>(row.blocks) + (row.blocks ? i / kCodes * Rule::states : 0);
 }
 
+// `low` from element i on.
+template <class P>
+void* low_of(const Row& row, int64_t i) {
+  return reinterpret_cast<char*>(row.low) + (is_16_bit<P> ? i * row.extra / 8 : 0);
+}
+
+void copy_low(char* to, const char* from, int64_t bytes) {
+  if (bytes == 2) memcpy(to, from, 2);
+  if (bytes == 1) *to = *from;
+}
+
 // Walks the elements of a strided tensor in order; `offset[o]` is where operand o has the current one.
 class Walk {
  public:
@@ -76,7 +87,7 @@ class Walk {
     }
   }
 
-  int64_t offset[kFirstState + kMaxStates] = {};
+  int64_t offset[kFirstState + kMaxStates + 1] = {};
 
  private:
   const Layout layout_;
@@ -87,35 +98,40 @@ class Walk {
 // A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t begin, int64_t end,
-                 const typename Rule::template Scalars<A>& scalars, Noise noise,
+                 const typename Rule::template Scalars<A>& scalars, Noise noise, Draw draw,
                  typename Run<Rule, P, format>::Function run) {
   using S = typename StoredState<format, A>::type;
   constexpr int64_t kTile = 256;
   static_assert(kTile % kCodes == 0, "a tile is whole blocks");
   P param[kTile], grad[kTile];
-  Low low[kTile];
+  int16_t low[kTile];
   S state[Rule::states][kTile];
-  Operands<P> tile{param, low, grad, {}, nullptr, noise};
+  A variance[kTile];
+  Operands<P> tile{param, low, int(row.extra), grad, {}, nullptr, noise, draw, variance, 0};
+  const int64_t low_bytes = is_16_bit<P> ? row.extra / 8 : 0;
+  char *low_tile = reinterpret_cast<char*>(low), *low_home = reinterpret_cast<char*>(row.low);
   S* home[Rule::states];
   for (int k = 0; k < Rule::states; ++k) {
     tile.state[k] = state[k];
     home[k] = reinterpret_cast<S*>(row.state[k]);
   }
-  Walk in(layout, kFirstState + Rule::states, begin), out = in;
+  constexpr int kVariance = kFirstState + Rule::states;
+  Walk in(layout, kVariance + Rule::samples, begin), out = in;
   for (int64_t i = begin; i < end; i += kTile) {
     int64_t n = std::min(kTile, end - i);
     for (int64_t j = 0; j < n; ++j, in.next()) {
       param[j] = reinterpret_cast<const P*>(row.param)[in.offset[0]];
       grad[j] = reinterpret_cast<const P*>(gradient)[in.offset[1]];
-      if (row.low) low[j] = reinterpret_cast<const Low*>(row.low)[in.offset[2]];
+      copy_low(low_tile + j * low_bytes, low_home + in.offset[2] * low_bytes, low_bytes);
       for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
+      if (Rule::samples) variance[j] = reinterpret_cast<const A*>(row.variance)[in.offset[kVariance]];
     }
-    tile.noise = noise.from(i);
+    tile.block = i / kCodes;
     tile.words = words_of<Rule>(row, i);
     run(tile, n, scalars);
     for (int64_t j = 0; j < n; ++j, out.next()) {
       reinterpret_cast<P*>(row.param)[out.offset[0]] = param[j];
-      if (row.low) reinterpret_cast<Low*>(row.low)[out.offset[2]] = low[j];
+      copy_low(low_home + out.offset[2] * low_bytes, low_tile + j * low_bytes, low_bytes);
       for (int k = 0; k < Rule::states; ++k) home[k][out.offset[kFirstState + k]] = state[k][j];
     }
   }
@@ -158,14 +174,20 @@ void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t b
   const auto& scalars = scalars_of.template at<A>(row);
   const auto run = Run<Rule, P, format>::of(isa);
   const Noise noise = Noise::of(row.key, float(scalars.t));
+  const Draw draw = Draw::of(row.seed, row.place, float(scalars.t));
   if (row.layout >= 0)
-    return run_strided<Rule, P, format>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, noise, run);
+    return run_strided<Rule, P, format>(row, gradient, Layout(layouts + row.layout), begin, end, scalars, noise, draw,
+                                        run);
   Operands<P> at{reinterpret_cast<P*>(row.param) + begin,
-                 reinterpret_cast<Low*>(row.low) + begin,
+                 low_of<P>(row, begin),
+                 int(row.extra),
                  reinterpret_cast<const P*>(gradient) + begin,
                  {},
                  words_of<Rule>(row, begin),
-                 noise.from(begin)};
+                 noise,
+                 draw,
+                 reinterpret_cast<const A*>(row.variance) + begin,
+                 begin / kCodes};
   for (int k = 0; k < Rule::states; ++k) at.state[k] = reinterpret_cast<S*>(row.state[k]) + begin;
   run(at, end - begin, scalars);
 }
@@ -195,10 +217,8 @@ void prefetch(const Row& row, int64_t gradient) {
 #endif
 }
 
-}  // namespace
-
 template <class Rule>
-void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
+void step_all(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
               Isa isa) {
   if (amp.found_inf && *amp.found_inf != 0.0f) return;
   if (isa == Isa::automatic) {
@@ -219,6 +239,13 @@ void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* l
   });
 }
 
-template void step_cpu<Vsgd>(const Row*, const int64_t*, int64_t, const int64_t*, const double*, Amp, Isa);
+}  // namespace
+
+bool step_cpu(const std::string& rule, const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts,
+              const double* hyper, Amp amp, Isa isa) {
+  return Rules::with(rule, [&](auto type) {
+    step_all<typename decltype(type)::type>(rows, grads, n, layouts, hyper, amp, isa);
+  });
+}
 
 }  // namespace vsgd

@@ -1,7 +1,8 @@
-// The CPU kernel's entry, one instantiation a rule.
+// The CPU kernel's entry.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "chunks.h"
 
@@ -12,9 +13,9 @@ enum class Isa { automatic, baseline, avx2, avx512 };
 // The best instruction set of this processor.
 Isa detect_isa();
 
-// Steps all tensors in one parallel region. rows, grads: [n]; hyper: [groups, Rule::hypers].
-template <class Rule>
-void step_cpu(const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts, const double* hyper, Amp amp,
-              Isa isa);
+// Steps all tensors in one parallel region; false where there is no such rule. rows, grads: [n]; hyper: [groups,
+// Rule::hypers].
+bool step_cpu(const std::string& rule, const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts,
+              const double* hyper, Amp amp, Isa isa);
 
 }  // namespace vsgd

@@ -9,6 +9,7 @@
 
 #include "formats.h"
 #include "lanes.h"
+#include "philox.h"
 #include "rules.h"
 
 namespace vsgd {
@@ -59,6 +60,7 @@ struct Tile {
   const int64_t* layouts;
   const typename Rule::template Scalars<A>& s;
   const Noise noise;
+  const Draw draw;
   uint32_t* words;  // q8's
 
   struct Lane {
@@ -68,16 +70,89 @@ struct Tile {
 
   VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
 
-  VSGD_FN A decoded(S stored, int k, float unit) const {
-    if constexpr (format == Format::fp32) return stored;
-    if constexpr (format == Format::bf16) return bf16_decode(stored);
-    if constexpr (format == Format::q8) return q8_decode(Rule::is_rate(k), stored, words[k], unit);
+  template <int k>
+  VSGD_FN void decode(const Pack<S>& stored, A* state) const {
+    if constexpr (format == Format::q8) {
+      constexpr bool rate = Rule::is_rate(k);
+      const Q8 block = Q8::of<rate>(words[k]);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        state[j] = block.has_nan ? block.template number_or_nan<rate>(stored.at[j]) : block.template number<rate>(stored.at[j]);
+    } else {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        if constexpr (format == Format::fp32) state[j] = stored.at[j];
+        if constexpr (format == Format::bf16) state[j] = bf16_decode(stored.at[j]);
+      }
+    }
   }
 
-  VSGD_FN S encoded(A x, int k, uint32_t word, float per_unit, uint32_t bits) const {
-    if constexpr (format == Format::fp32) return x;
-    if constexpr (format == Format::bf16) return bf16_encode(x, stream(bits, k));
-    if constexpr (format == Format::q8) return q8_encode(Rule::is_rate(k), x, word, per_unit, stream(bits, k));
+  template <int k>
+  VSGD_FN void encode(const A* state, const Place<path>& at, uint32_t word, Pack<S>& stored) const {
+    if constexpr (format == Format::fp32) {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = state[j];
+    } else {
+      const uint32_t start = noise.start(first / kCodes, k);
+      uint32_t random[kEach];
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
+      if constexpr (format == Format::bf16) {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = bf16_encode(state[j], random[j]);
+      } else {
+        constexpr bool rate = Rule::is_rate(k);
+        const Q8 block = Q8::of<rate>(word);
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+          stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
+      }
+    }
+  }
+
+  // All states, one after the other; which of them is a rate is known when this is compiled.
+  template <int k = 0>
+  VSGD_FN void load_states(const Place<path>& at, Lane& own) const {
+    if constexpr (k < Rule::states) {
+      decode<k>(at.template load<kWhole, S>(row.state[k], kFirstState + k), own.state[k]);
+      load_states<k + 1>(at, own);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* word) const {
+    if constexpr (k < Rule::states) {
+      Pack<S> stored;
+      encode<k>(own.state[k], at, word[k], stored);
+      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
+      store_states<k + 1>(at, own, word);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void find_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    if constexpr (k < Rule::states) {
+      PerLane<Range> ranges;
+      each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
+      word[k] = q8_word<Rule::is_rate(k)>(range_of_lanes(ranges));
+      find_words<k + 1>(lanes, word);
+    }
+  }
+
+  // What the lane's masters have beyond their parameters, in 65,536ths of a unit in the last place. All elements of a
+  // tensor take the same branch.
+  VSGD_FN void load_low(const Place<path>& at, int32_t* low) const {
+    if (is_16_bit<P> && row.extra == 16) {
+      const auto pack = at.template load<kWhole, int16_t>(row.low, 2);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) low[j] = pack.at[j];
+    } else if (is_16_bit<P> && row.extra == 8) {
+      const auto pack = at.template load<kWhole, int8_t>(row.low, 2);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) low[j] = pack.at[j] * 256;
+    }
+  }
+
+  VSGD_FN void store_low(const Place<path>& at, const int32_t* low) const {
+    if (is_16_bit<P> && row.extra == 16) {
+      Pack<int16_t> pack;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) pack.at[j] = int16_t(low[j]);
+      at.template store<kWhole>(row.low, 2, pack);
+    } else if (is_16_bit<P> && row.extra == 8) {
+      Pack<int8_t> pack;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) pack.at[j] = int8_t(low[j] >> 8);
+      at.template store<kWhole>(row.low, 2, pack);
+    }
   }
 
   // Steps the lane's elements, all but the storing of their states.
@@ -85,44 +160,35 @@ struct Tile {
     const Place<path> at = place(lane);
     Pack<P> param = at.template load<kWhole, P>(row.param, 0);
     const Pack<P> grad = at.template load<kWhole, P>(gradient, 1);
-    Pack<Low> low{};
-    if constexpr (has_low<P>) low = at.template load<kWhole, Low>(row.low, 2);
-    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-      const Pack<S> stored = at.template load<kWhole, S>(row.state[k], kFirstState + k);
-      const float unit = blocks && !Rule::is_rate(k) ? mean_unit(words[k]) : 0.0f;
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) own.state[k][j] = decoded(stored.at[j], k, unit);
-    }
+    [[maybe_unused]] Pack<A> variance{};
+    if constexpr (Rule::samples) variance = at.template load<kWhole, A>(row.variance, kFirstState + Rule::states);
+    [[maybe_unused]] Four four;  // words of the lane's four elements, or of one among others
+    int32_t low[kEach] = {};
+    load_low(at, low);
+    load_states(at, own);
+    const uint32_t master_start = is_16_bit<P> ? noise.start(first / kCodes, kMasterNoise) : 0u;
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
-      A theta = load_param(&param.at[j], &low.at[j]);
+      A theta = load_param(&param.at[j], low[j]);
       A ghat = bounded(load(&grad.at[j]) * s.sign);
       A state[Rule::states];
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) state[k] = own.state[k][j];
-      Rule::update(theta, ghat, state, s);
+      Given<A> given;
+      if constexpr (Rule::draws) {
+        if (path != Path::aligned || j == 0) four = draw.words(uint32_t((at.element(j) - first) / 4));
+        given.word = path == Path::aligned ? four.word[j] : four.word[at.element(j) % 4];
+      }
+      if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
+      const A aux = Rule::infer(ghat, state, s, given);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];
-        if (blocks && at.element(j) < row.numel) {
-          own.range[k].high = larger(own.range[k].high, height_of(float(state[k])));
-          own.range[k].depth = larger(own.range[k].depth, depth_of(float(state[k])));
-        }
+        if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));
       }
-      store_param(&param.at[j], &low.at[j], theta);
+      const bool rounds = is_16_bit<P> && row.extra < 16;
+      const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
+      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
     }
     at.template store<kWhole>(row.param, 0, param);
-    if constexpr (has_low<P>) at.template store<kWhole>(row.low, 2, low);
-  }
-
-  VSGD_FN void store(int lane, const Lane& own, const uint32_t* word) const {
-    const Place<path> at = place(lane);
-    uint32_t bits[kEach];
-    VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-      bits[j] = format == Format::fp32 ? 0u : noise.bits(uint32_t(at.element(j) - first));
-    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-      const float per_unit = blocks && !Rule::is_rate(k) ? mean_per_unit(word[k]) : 0.0f;
-      Pack<S> stored;
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-        stored.at[j] = encoded(own.state[k][j], k, word[k], per_unit, bits[j]);
-      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
-    }
+    store_low(at, low);
   }
 
   VSGD_FN void run() const {
@@ -133,18 +199,14 @@ struct Tile {
       update(lane, lanes[lane]);
     });
     if constexpr (blocks) {
-      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-        PerLane<Range> ranges;
-        each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
-        word[k] = q8_word(Rule::is_rate(k), range_of_lanes(ranges));
-      }
+      find_words(lanes, word);
       // Every lane has read the old words: the exchange of ranges came after that.
       each_lane([&](int lane) {
         VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
           if (lane == k) words[k] = word[k];
       });
     }
-    each_lane([&](int lane) { store(lane, lanes[lane], word); });
+    each_lane([&](int lane) { store_states(place(lane), lanes[lane], word); });
   }
 };
 
@@ -158,15 +220,18 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   const int64_t gradient = step.grads[tensor];
   auto s = static_cast<const typename Rule::template Scalars<A>*>(step.scalars)[step.scalar_row[tensor]];
   if (step.amp.grad_scale) s.sign = A(double(s.sign) / double(*step.amp.grad_scale));
-  const Noise noise = format == Format::fp32 ? Noise() : Noise::of(row.key, float(s.t));
+  const Draw draw = Rule::draws ? Draw::of(row.seed, row.place, float(s.t)) : Draw();
+  const Noise noise = format == Format::fp32 && !is_16_bit<P> ? Noise() : Noise::of(row.key, float(s.t));
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
   for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
     uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (format == Format::q8 ? first / kCodes * Rule::states : 0);
     if (path == Path::aligned && first + kTile <= end) {
-      Tile<Rule, P, format, Path::aligned, true>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
+      Tile<Rule, P, format, Path::aligned, true>{
+          row, gradient, first, step.layouts, s, noise, draw.from(first), words}.run();
     } else {
-      Tile<Rule, P, format, path, false>{row, gradient, first, step.layouts, s, noise.from(first), words}.run();
+      Tile<Rule, P, format, path, false>{
+          row, gradient, first, step.layouts, s, noise, draw.from(first), words}.run();
     }
   }
 }
@@ -183,8 +248,7 @@ VSGD_FN void count_tensor(const Count& count, int64_t tensor) {
   if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;
 }
 
-// Types and values as arguments, for `dispatch`.
-template <class T> struct Type { using type = T; };
+// Values as arguments, for `dispatch`.
 template <class T, T v> struct Value { static constexpr T value = v; };
 template <Path path> using PathOf = Value<Path, path>;
 template <Format format> using FormatOf = Value<Format, format>;
@@ -210,8 +274,7 @@ bool dispatch(const Kind& kind, const Run& run) {
       default: return with_format(rule, Type<fp16>());
     }
   };
-  if (kind.rule == "vsgd") return with_dtype(Type<Vsgd>()), true;
-  return false;
+  return Rules::with(kind.rule, with_dtype);
 }
 
 }  // namespace vsgd

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import vsgd_kernels
-from vsgd_kernels import backends, formats, reference, rules
+from vsgd_kernels import backends, formats, hyperparameters, philox, reference, rules
 
 #: What one step may add, in units in the last place of the arithmetic's dtype (`torch.finfo.eps`): "result" relative to
 #: the result; "input" as if every operand had been that far off, so that a cancellation is forgiven as far as it
@@ -19,6 +19,8 @@ FP16_FIXED_POINT = 2.0**-41
 ROUNDINGS = 5.0
 #: the step that states in few bits settle at, relative to that of float32
 STATIONARITY = {"mean": 0.01, "spread": 0.05}
+#: the same of a rule that divides by the root of a rate alone, where a block spans 20 octaves and a code of q8 is 9 %
+STATIONARITY_OF_COARSE_ROOTS = {"mean": 0.03, "spread": 0.2}
 #: float64 against the vectors
 VECTOR_TOLERANCE = 1e-12
 
@@ -35,6 +37,18 @@ class Case:
     vectors: tuple[str, ...]
     vector_settings: dict[str, str] = field(default_factory=dict)
     vector_states: dict[str, tuple[str, float]] = field(default_factory=dict)  # ours -> theirs, factor
+    largest_step: float = 1.0  # that the defaults allow, in units of lr
+
+    def settings_of(self, hyper):
+        """The settings of a vector."""
+        settings = {self.vector_settings.get(key, key): value for key, value in hyper.items()}
+        if "b1" in settings:  # its masks are in its gradients
+            settings |= {"betas": (settings.pop("b1"), settings.pop("b2")), "sampling_rate": 1.0}
+        return settings
+
+    def plain(self):
+        """Settings by which an element's step depends on nothing but its gradients."""
+        return {"sampling_rate": 1.0} if "sampling_rate" in self.optimizer.rule.hyper else {}
 
 
 CASES = {
@@ -44,6 +58,27 @@ CASES = {
         vectors=("vsgd-authors", "vsgd-paper", "vsgd-hyper"),
         vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
         vector_states={"mug": ("mu", 1.0), "bg": ("rate_g", 2.0), "bhg": ("rate_ghat", 2.0)},
+    ),
+    "sample_vsgd": Case(
+        optimizer=vsgd_kernels.SampleVSGD,
+        settings={"lr": 3e-3, "ghattg": 8.0, "ps": 1e-4, "tau1": 0.7, "tau2": 0.95, "weight_decay": 0.1},
+        vectors=("vsgd-authors", "vsgd-persample"),
+        vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
+        vector_states={"mug": ("mu", 1.0), "bg": ("rate_g", 2.0), "bhg": ("rate_ghat", 2.0)},
+    ),
+    "constant_vsgd": Case(
+        optimizer=vsgd_kernels.ConstantVSGD,
+        settings={"lr": 3e-3, "ghattg": 8.0, "ps": 1e-4, "tau": 0.7, "weight_decay": 0.1},
+        vectors=("constant-paper", "constant-offset"),
+        vector_settings={"wd": "weight_decay", "offset": "shape_offset"},
+        vector_states={"mug": ("mu", 1.0), "b": ("rate_ghat", 2.0)},
+    ),
+    "stoch_grad_adam": Case(
+        optimizer=vsgd_kernels.StochGradAdam,
+        settings={"lr": 3e-3, "betas": (0.8, 0.95), "decay": 0.97, "sampling_rate": 0.6, "weight_decay": 0.1},
+        vectors=("stochgradadam",),
+        vector_states={"exp_avg": ("m", 1.0), "exp_avg_sq": ("v", 1.0)},
+        largest_step=7.3,  # (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2))
     ),
 }
 assert CASES.keys() == rules.RULES.keys()
@@ -100,20 +135,26 @@ def reference_step(optimizer, params, grads):
     results = []
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     for param, grad in zip(params, grads, strict=True):
-        row = [float(groups[param][name]) for name in rule.hyper]
+        row = hyperparameters.row(rule.hyper, groups[param])
         arithmetic = rules.arithmetic_dtype(param.dtype)
         state = optimizer.state.get(param)
-        t = state["step"].item() + 1 if state else 1
+        t = int(state["step"]) + 1 if state else 1
         if state:
             states = [state[name].double() for name in rule.states]
         else:
             initial = rule.initial(row, arithmetic)
             states = [torch.full_like(param, value, dtype=torch.float64) for value in initial]
         scalars = rule.scalars(t, row, torch.float64)
+        extra = [words_of(optimizer, param, t)] if rule.draws else []
+        extra += [variance_of(optimizer, param)] if rule.samples else []
 
-        def step(theta, ghat, *states, rule=rule, scalars=scalars):
-            theta, states = reference.RULES[rule.name](theta, reference.bounded(ghat * scalars.sign), states, scalars)
-            return theta, *states
+        def step(theta, ghat, *states, rule=rule, scalars=scalars, extra=extra, arithmetic=arithmetic):
+            ghat = reference.bounded(ghat * scalars.sign)
+            theta, states = reference.RULES[rule.name](theta, ghat, states, scalars, *extra)
+            floor = rules.BOUNDS[arithmetic].tiny
+            return theta, *(
+                x.clamp(floor) if key in rule.rates else x for key, x in zip(rule.states, states, strict=True)
+            )
 
         operands = [master_of(optimizer, param).double(), grad.double(), *states]
         wanted = step(*operands)
@@ -137,10 +178,22 @@ def reference_step(optimizer, params, grads):
 
 def master_of(optimizer, param):
     """What a parameter stands for, in arithmetic dtype."""
-    low = optimizer.state.get(param, {}).get("low")
-    if low is None and formats.has_low(param.dtype):
-        low = torch.zeros_like(param, dtype=formats.LOW_DTYPE)
-    return formats.load_param(param.detach(), low)
+    return formats.load_param(param.detach(), optimizer.state.get(param, {}).get("low"))
+
+
+def variance_of(optimizer, param):
+    """Of what a parameter was fed."""
+    samples = optimizer._samples.get(param)
+    return samples.variance.double() if samples else torch.zeros_like(param, dtype=torch.float64)
+
+
+def words_of(optimizer, param, t):
+    """What a parameter draws in step t."""
+    places = {p: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    (seed,) = (group["seed"] for group in optimizer.param_groups if any(p is param for p in group["params"]))
+    state = optimizer.state.get(param)
+    like = state[optimizer.rule.states[0]] if state else torch.empty_like(param)
+    return philox.words(seed, places[param], t, like)
 
 
 def rounding(value, dtype):

@@ -7,7 +7,7 @@ import pytorch_optimizer
 import torch
 
 from tests.cases import gradient, through_a_file, train
-from vsgd_kernels import VSGD
+from vsgd_kernels import VSGD, authors_state_dict, state_formats
 from vsgd_kernels.batch import DTYPES
 
 
@@ -55,6 +55,7 @@ def test_between_backends(case, generator):
     assert_go_on_alike(optimizer, params, twin, twins, generator)
 
 
+@pytest.mark.engine
 def test_loading_neither_changes_nor_shares_the_dict(case, backend, generator):
     params = [torch.nn.Parameter(torch.randn(9, 5, generator=generator).bfloat16())]
     optimizer = case.optimizer(params, lr=1e-2, backend=backend)
@@ -72,6 +73,7 @@ def test_loading_neither_changes_nor_shares_the_dict(case, backend, generator):
         assert all(torch.equal(value, saved["state"][i][name]) for name, value in state.items())
 
 
+@pytest.mark.engine
 def test_load_hooks_see_the_plain_dict(case, generator):
     params = [torch.nn.Parameter(torch.randn(4, generator=generator))]
     optimizer = case.optimizer(params, lr=1e-2)
@@ -93,6 +95,7 @@ def test_load_hooks_see_the_plain_dict(case, generator):
     assert torch.equal(seen[0], 2 * saved["state"][0][mean])
 
 
+@pytest.mark.engine
 def test_layout_follows_the_parameter(case, backend, generator):
     """Saved from contiguous parameters, loaded into channels_last ones."""
     params = [torch.nn.Parameter(torch.randn(6, 5, 4, 3, generator=generator))]
@@ -105,6 +108,7 @@ def test_layout_follows_the_parameter(case, backend, generator):
     assert_go_on_alike(optimizer, params, twin, twins, generator)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(("saved", "loaded"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_into_parameters_of_another_dtype(case, backend, generator, saved, loaded):
     params = [torch.nn.Parameter(torch.randn(30, generator=generator).to(saved))]
@@ -119,6 +123,7 @@ def test_into_parameters_of_another_dtype(case, backend, generator, saved, loade
     train(twin, twins, generator)
 
 
+@pytest.mark.engine
 def test_parameter_without_state_stays_without(case, backend, generator):
     params = [torch.nn.Parameter(torch.randn(4, generator=generator)) for _ in range(2)]
     optimizer = case.optimizer(params, lr=1e-2, backend=backend)
@@ -173,6 +178,49 @@ def test_the_authors_checkpoint_goes_on_as_theirs(backend, generator):
     for name in ("mug", "bg", "bhg", "step"):
         wanted = finished[name].to(optimizer.state[param][name])
         torch.testing.assert_close(optimizer.state[param][name], wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("style", state_formats.FORMATS)
+def test_into_the_authors_layout_and_on(generator, style, backend):
+    """What their class would hold, from any format; loaded again, the next step is that of the states as they were."""
+    params = [
+        torch.nn.Parameter(torch.randn(5000, generator=generator)),
+        torch.nn.Parameter(torch.randn(70, 90, generator=generator).bfloat16().t()),
+        torch.nn.Parameter(torch.randn(50, generator=generator, dtype=torch.float64)),
+        torch.nn.Parameter(torch.randn(3, generator=generator)),
+    ]
+    groups = [{"params": params[:2], "lr": torch.tensor(0.5)}, {"params": params[2:]}]
+    optimizer = VSGD(groups, **SETTINGS, state_format=style, master_weights=None, backend=backend)
+    train(optimizer, params[:3], generator)
+    saved = authors_state_dict(optimizer)
+    theirs = authors_checkpoint([torch.ones(3)], [torch.ones(3)] * 3, SETTINGS)
+    assert saved["state"].keys() == {0, 1, 2}
+    assert saved["param_groups"] == [{**SETTINGS, "lr": 0.5, "params": [0, 1]}, {**SETTINGS, "params": [2, 3]}]
+    for i, state in saved["state"].items():
+        own = optimizer.state[params[i]]
+        assert state.keys() == theirs["state"][0].keys()
+        values = state_formats.decode(optimizer.rule, [own[k] for k in optimizer.rule.states], own.get("blocks"))
+        for key, value in zip(optimizer.rule.states, values, strict=True):
+            assert torch.equal(state[key], value)
+            assert state[key].dtype == (torch.float64 if i == 2 else torch.float32)
+            assert state[key].data_ptr() != own[key].data_ptr()
+        for key in ("step", "pa2", "pbg2", "pbhg2"):
+            assert torch.equal(state[key], theirs["state"][0][key])
+    twins = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
+    twin = VSGD([{"params": twins[:2]}, {"params": twins[2:]}], master_weights=None, backend=backend)
+    twin.load_state_dict(through_a_file(saved))
+    for own, its in ((params, optimizer), (twins, twin)):
+        train(its, own, torch.Generator().manual_seed(3), 1)
+    assert all(torch.equal(a, b) for a, b in zip(params, twins, strict=True))
+
+
+def test_what_the_authors_layout_cannot_hold():
+    param = torch.nn.Parameter(torch.ones(3))
+    for setting, value in (("maximize", True), ("shape_offset", 0.0)):
+        with pytest.raises(ValueError, match=f"{setting} must be .* for the authors' class, .*, got {value}"):
+            authors_state_dict(VSGD([param], **{setting: value}))
+    with pytest.raises(TypeError, match=r"optimizer must be a vsgd_kernels\.VSGD, got SGD"):
+        authors_state_dict(torch.optim.SGD([param]))
 
 
 def test_the_authors_low_precision_states_are_restored_exactly(backend, generator):

@@ -53,6 +53,7 @@ def test_blocks_equal_the_cpu_kernel_to_the_bit(case, dtype, generator):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.engine
 def test_one_launch_for_a_uniform_model(case, backend, generator):
     """Whatever the groups, step counts and odd or empty shapes."""
     params = [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in (0, 5, 5000, 0, 16384, 1)]
@@ -65,6 +66,7 @@ def test_one_launch_for_a_uniform_model(case, backend, generator):
     assert len(launches(optimizer)[0].rows) == 6
 
 
+@pytest.mark.engine
 def test_nothing_changed(case, backend, copies, generator):
     """Then only the scalars of the step go to the device: one row for each distinct group and count."""
     params = make_params(generator, 20)
@@ -77,6 +79,7 @@ def test_nothing_changed(case, backend, copies, generator):
     assert copies == [case.optimizer.rule.scalar_count] * 2
 
 
+@pytest.mark.engine
 def test_nothing_changed_capturable(case, backend, copies, generator):
     """Then nothing does; and where a number has changed, the hyperparameters."""
     params = make_params(generator, 20)
@@ -91,6 +94,7 @@ def test_nothing_changed_capturable(case, backend, copies, generator):
     assert copies == [len(case.optimizer.rule.hyper)]
 
 
+@pytest.mark.engine
 def test_gradients_elsewhere(case, backend, copies, generator):
     """New gradients cost one address each; those of another alignment another launch."""
     params = [torch.nn.Parameter(torch.randn(64, generator=generator)) for _ in range(4)]
@@ -106,6 +110,7 @@ def test_gradients_elsewhere(case, backend, copies, generator):
             assert copies == [4]
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("how", ["data", "grad", "state"])
 def test_replaced_by_misaligned(case, backend, generator, how):
     params = make_params(generator)

@@ -69,7 +69,7 @@ def test_another_format(old, new, how, generator):
         optimizer.param_groups[0]["state_format"] = new
         for param in params:
             param.grad = torch.zeros_like(param)
-        optimizer._make_plan([settings(optimizer.rule.hyper, group) for group in optimizer.param_groups])
+        optimizer._make_plan([settings(optimizer.rule.hyper, group) for group in optimizer.param_groups], {})
     for param, values in zip(params, before, strict=True):
         wanted = new if param.numel() >= state_formats.SMALLEST else "fp32"
         assert state_formats.format_of([optimizer.state[param]["bg"]]) == wanted

@@ -14,35 +14,43 @@ from torch.utils import cpp_extension
 
 from vsgd_kernels import __main__, machine_code
 from vsgd_kernels.batch import DTYPES
+from vsgd_kernels.formats import is_16_bit
 from vsgd_kernels.rules import RULES
 from vsgd_kernels.state_formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 #: a kernel's name and code in a disassembly
 KERNEL = re.compile(r"\.text\.(\S+):\n(.*?)(?=\n\s*\.section|\Z)", re.DOTALL)
-#: operands that a step reads and writes: parameter, gradient, states
-READS = {rule.name: 2 + len(rule.states) for rule in RULES.values()}
+#: operands that a step reads and writes: parameter, gradient, states, and the variance of samples
+READS = {rule.name: 2 + len(rule.states) + rule.samples for rule in RULES.values()}
 WRITES = {rule.name: 1 + len(rule.states) for rule in RULES.values()}
+#: what C++ calls a rule
+TYPES = {rule: rule.title().replace("_", "") for rule in RULES}
 
 
 @pytest.fixture(scope="module")
 def inspected():
-    """Starts the compilation of every format for one target and of fp32 for the others, all at once; waits for one."""
+    """Starts compilations, all at once; waits for one.
+
+    Of VSGD every format for one target and fp32 for the others; of the other rules fp32 for one target.
+    """
     env = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "vsgd_kernels", "inspect", "--json", "--arch"]
+    others = [rule for rule in RULES if rule != "vsgd"]
     running = {
-        arch: subprocess.Popen([*command, arch, *options], stdout=subprocess.PIPE, text=True, env=env)
-        for arch, options in (
-            ("sm_90", []),
-            ("sm_80", ["--format", "fp32"]),
-            ("sm_100", ["--format", "fp32"]),
-            ("gfx942", ["--format", "fp32"]),
+        name: subprocess.Popen([*command, name.split()[0], *options], stdout=subprocess.PIPE, text=True, env=env)
+        for name, options in (
+            ("sm_90", ["--rule", "vsgd"]),
+            ("sm_80", ["--rule", "vsgd", "--format", "fp32"]),
+            ("sm_100", ["--rule", "vsgd", "--format", "fp32"]),
+            ("gfx942", ["--rule", "vsgd", "--format", "fp32"]),
+            ("sm_90 other rules", ["--format", "fp32", "--rule", *others]),
         )
     }
 
-    def wait(arch):
-        output, _ = running[arch].communicate()
-        assert running[arch].returncode == 0
+    def wait(name):
+        output, _ = running[name].communicate()
+        assert running[name].returncode == 0
         return json.loads(output)
 
     yield wait
@@ -50,16 +58,20 @@ def inspected():
         process.kill()
 
 
-@pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100"])
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100", "sm_90 other rules"])
 def test_nvidia(inspected, arch):
     entries = inspected(arch)
     assert {(e["rule"], e["format"], e["kernel"], e["path"]) for e in entries} == {
         (rule, style, f"{str(dtype).removeprefix('torch.')} {layout}", path)
         for rule in RULES
+        if (rule != "vsgd") == ("other" in arch)
         for style in (FORMATS if arch == "sm_90" else ["fp32"])
         for dtype in DTYPES
         if style == "fp32" or dtype != torch.float64
-        for layout in ("aligned", "misaligned", "strided")
+        for layout in (
+            *("aligned", "misaligned", "strided"),
+            *(("aligned split8", "aligned None") if style == "fp32" and is_16_bit(dtype) else ()),
+        )
         for path in ("full", "tail", "table")
     }
     assert all(e["local_bytes"] == 0 for e in entries)
@@ -75,7 +87,7 @@ def test_nvidia(inspected, arch):
         if entry["kernel"] in ("float32 aligned", "float64 aligned"):
             # One access for each operand, and no other: 16 bytes of float32, 8 of bf16, 4 of codes. A state's words are
             # 4 bytes each, for the blocks that a thread's lanes see, in two instructions.
-            states = reads - 2
+            states = WRITES[entry["rule"]] - 1
             assert (
                 wide
                 == {
@@ -86,12 +98,20 @@ def test_nvidia(inspected, arch):
             )
         if entry["kernel"] in ("bfloat16 aligned", "float16 aligned") and entry["format"] == "fp32":
             # Four elements a thread: parameter, gradient and low take 64 bits, states 128.
-            assert wide == {"loads": {"64": 3, "128": reads - 2}, "stores": {"64": 2, "128": reads - 2}}
+            assert wide == {"loads": {"64": 3, "128": reads - 2}, "stores": {"64": 2, "128": writes - 1}}
+        if entry["kernel"] in ("bfloat16 aligned split8", "float16 aligned split8"):
+            lows = {"32": 1}
+            assert wide == {
+                "loads": {**lows, "64": 2, "128": reads - 2},
+                "stores": {**lows, "64": 1, "128": writes - 1},
+            }
+        if entry["kernel"] in ("bfloat16 aligned None", "float16 aligned None"):
+            assert wide == {"loads": {"64": 2, "128": reads - 2}, "stores": {"64": 1, "128": writes - 1}}
 
 
 def test_amd(inspected):
     entries = inspected("gfx942")
-    assert len(entries) == len(RULES) * len(DTYPES) * 3
+    assert len(entries) == len(DTYPES) * 3 + 4
     assert all(e["local_bytes"] == 0 and e["loads"] and e["stores"] for e in entries)
 
 
@@ -107,14 +127,15 @@ def test_cuda_kernels(tmp_path):
     # Three formats and three paths, double having one format; and counting, for each dtype.
     assert len(kernels) == len(resources) == len(RULES) * (10 * 3 + len(DTYPES))
     assert all(local == "0" for _, _, _, local in resources)
-    assert all(stack == "0" or "PathE2" in name for name, _, stack, _ in resources)  # strided ones may use a few bytes
+    # Strided ones, and misaligned ones, which take most registers, may use a few bytes.
+    assert all(stack == "0" or re.search("PathE[12]", name) for name, _, stack, _ in resources)
     # Names as the compiler mangles them: float, Format::fp32, Path::aligned.
     fp32 = [name for name in kernels if "step_kernel" in name and "EfLNS_6FormatE0ELNS_4PathE0E" in name]
     assert len(fp32) == len(RULES)
     assert all(int(registers) <= 64 for name, registers, _, _ in resources if name in fp32)
     for name in fp32:
         accesses = kernels[name]
-        (rule,) = (rule for rule in RULES if f"{len(rule)}{rule.capitalize()}E" in name)
+        (rule,) = (rule for rule, type_ in TYPES.items() if f"{len(type_)}{type_}E" in name)
         assert accesses["full", "load", 128] == READS[rule]
         assert accesses["full", "store", 128] == WRITES[rule]
 

@@ -7,6 +7,8 @@ import torch
 
 from tests.cases import check_step, gradient, make_params, step_counts
 
+pytestmark = pytest.mark.engine
+
 
 def test_backward_after_a_step_is_refused(case, backend):
     """The graph holds values that the step has changed: autograd must notice."""

@@ -5,7 +5,7 @@ import torch
 
 import vsgd_kernels.ops
 from tests.cases import CASES, gradient
-from vsgd_kernels import formats, rules
+from vsgd_kernels import formats, hyperparameters, rules
 from vsgd_kernels.batch import DTYPES
 
 OP = torch.ops.vsgd_kernels.step.default
@@ -16,7 +16,7 @@ def arguments(case, generator, backend):
     rule = case.optimizer.rule
     params = [torch.randn(40, generator=generator).to(dtype) for dtype in DTYPES]
     group = case.optimizer([torch.nn.Parameter(params[0])], **case.settings).param_groups[0]
-    row = [float(group[name]) for name in rule.hyper]
+    row = hyperparameters.row(rule.hyper, group)
     states = [
         torch.full_like(p, value, dtype=rules.arithmetic_dtype(p.dtype))
         for p in params
@@ -24,8 +24,9 @@ def arguments(case, generator, backend):
     ]
     return {
         "params": params,
-        "grads": [gradient(p, generator) for p in params],
-        "lows": [formats.empty_low(p).zero_() for p in params if formats.has_low(p.dtype)],
+        "grads": [gradient(p, generator) for p in params]
+        + [torch.zeros_like(p, dtype=rules.arithmetic_dtype(p.dtype)) for p in params if rule.samples],
+        "lows": [torch.zeros_like(p, dtype=torch.int16) for p in params if formats.is_16_bit(p.dtype)],
         "states": states,
         "blocks": [],
         "steps": [torch.zeros(()) for _ in params],
@@ -45,7 +46,7 @@ def test_op_equals_optimizer(case, generator, backend):
     params = [torch.nn.Parameter(p.clone()) for p in operands["params"]]
     optimizer = case.optimizer(params, **case.settings, backend=backend)
     for _ in range(3):
-        for param, grad in zip(params, operands["grads"], strict=True):
+        for param, grad in zip(params, operands["grads"][: len(params)], strict=True):
             param.grad = grad
         optimizer.step()
         OP(**operands)
@@ -57,6 +58,7 @@ def test_op_equals_optimizer(case, generator, backend):
 
 def test_traced_program_mutates_what_it_should(case, generator, backend):
     """torch.compile of a program that calls the op, on the backend that only traces."""
+    torch.compiler.reset()  # each rule and backend is a program of its own
     operands = arguments(case, generator, backend)
     plain = {
         k: [t.clone() for t in v] if k in ("params", "lows", "states", "steps") else v for k, v in operands.items()
@@ -82,7 +84,7 @@ def test_no_tensors_nothing_to_do(case, generator, backend):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"rule": "adam"}, ValueError, "rule must be one of 'vsgd', got 'adam'"),
+        ({"rule": "adam"}, ValueError, "rule must be one of 'vsgd', .*, got 'adam'"),
         ({"backend": "none"}, ValueError, "backend must be one of .*, got 'none'"),
         ({"groups": [0]}, ValueError, r"must have .* entries for these params, got \[4, 2, 12, 4, 1\]"),
         ({"steps": [torch.zeros(())] * 3}, ValueError, r"got \[4, 2, 12, 3, 4\]"),
@@ -107,8 +109,11 @@ def test_bad_operands(generator, backend, change, error, match):
 def test_grad_scale(case, generator, backend, scale):
     """Scaled gradients with their scale step as plain gradients do."""
     plain = arguments(case, generator, backend)
+    n = len(plain["params"])
+    for variance in plain["grads"][n:]:
+        variance.fill_(0.3)
     scaled = {k: [t.clone() for t in v] if k in ("params", "lows", "states", "steps") else v for k, v in plain.items()}
-    scaled["grads"] = [g * scale for g in plain["grads"]]
+    scaled["grads"] = [g * scale for g in plain["grads"][:n]] + [v * scale**2 for v in plain["grads"][n:]]
     OP(**plain)
     OP(**scaled, grad_scale=torch.tensor(scale), found_inf=torch.tensor(0.0))
     tolerance = {"rtol": 0, "atol": 0} if scale != 3.0 else {"rtol": 0.05, "atol": 1e-4}

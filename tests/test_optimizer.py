@@ -11,6 +11,8 @@ import torch
 from tests.cases import check_step, gradient, make_params, step_counts
 from vsgd_kernels import VSGD
 
+pytestmark = pytest.mark.engine
+
 
 def test_no_gradient_no_step_no_state(case, backend, generator):
     params = make_params(generator)
@@ -214,5 +216,5 @@ def test_swap_is_the_authors_signature():
     assert group == {
         "lr": 0.02, "ghattg": 30.0, "ps": 1e-8, "tau1": 0.81, "tau2": 0.9, "weight_decay": 0.0, "eps": 1e-8,
         "shape_offset": 1e-4, "maximize": False, "capturable": False, "state_format": "fp32", "seed": 0,
-        "state_version": 1,
+        "master_weights": "exact", "state_version": 1,
     }  # fmt: skip

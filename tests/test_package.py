@@ -1,5 +1,6 @@
 """Installation, the command line, and how a backend is chosen."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -89,7 +90,14 @@ def test_no_compiler_for_triton(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "rows"),
     [
-        (["--params", "7e9", "--dtype", "bf16"], {"VSGD, q8": (14.0, 14.0, 21.656, 14.0, 63.656)}),
+        (
+            ["--params", "7e9", "--dtype", "bf16"],
+            {
+                "VSGD, q8, exact": (14.0, 14.0, 21.656, 14.0, 63.656),
+                "VSGD, q8, split8": (14.0, 14.0, 21.656, 7.0, 56.656),
+                "VSGD, bf16, None": (14.0, 14.0, 42.0, 0.0, 70.0),
+            },
+        ),
         (["--params", "1e9"], {"VSGD, fp32": (4.0, 4.0, 12.0, 0.0, 20.0), "AdamW": (4.0, 4.0, 8.0, 0.0, 16.0)}),
     ],
 )
@@ -105,11 +113,13 @@ def test_memory_of_a_model_is_what_its_optimizer_holds():
     model = torch.nn.Sequential(torch.nn.Linear(100, 300), torch.nn.Linear(300, 3)).bfloat16()
     for param in model.parameters():
         param.grad = torch.ones_like(param)
-    for style, row in zip(("fp32", "bf16", "q8"), memory.usage(model.parameters()), strict=False):
-        optimizer = VSGD(model.parameters(), lr=1e-2, state_format=style)
+    rows = {row.optimizer: row for row in memory.usage(model.parameters())}
+    for style, masters in itertools.product(("fp32", "bf16", "q8"), ("exact", "split8", None)):
+        row = rows[f"VSGD, {style}, {masters}"]
+        optimizer = VSGD(model.parameters(), lr=1e-2, state_format=style, master_weights=masters)
         optimizer.step()
         states = [optimizer.state[p] for p in model.parameters()]
-        assert row.masters == sum(state["low"].nbytes for state in states)
+        assert row.masters == sum(state["low"].nbytes for state in states if masters)
         held = sum(v.nbytes for state in states for k, v in state.items() if k not in ("step", "low"))
         # A last block that is not full costs a whole word.
         assert row.states <= held <= row.states + 3 * 4 * len(states), row.optimizer

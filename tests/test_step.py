@@ -60,6 +60,7 @@ def test_layout_of_gradient_changes(case, backend, generator):
         check_steps(optimizer, [param], generator, [view], steps=1)
 
 
+@pytest.mark.engine
 def test_elements_outside_a_view_stay(case, dtype, backend, generator):
     base = torch.randn(60, 44, generator=generator).to(dtype)
     before = base.clone()
@@ -86,6 +87,7 @@ def test_settings(case, backend, generator, change):
     check_steps(case.optimizer(params, **{**case.settings, **change}, backend=backend), params, generator)
 
 
+@pytest.mark.engine
 def test_offsets_beyond_32_bits(case, generator):
     """A view whose last element lies more than 2^31 elements after its first; the pages between are never touched."""
     stride = 2**30 + 1
@@ -147,6 +149,7 @@ def test_every_16_bit_value_is_read_and_written(dtype, backend):
     assert param[nan].isnan().all()
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_gradients_are_read_exactly(case, dtype, backend):
     """Every finite gradient, subnormals included, does to the bit what its float32 twin does."""
@@ -164,6 +167,7 @@ def test_16_bit_gradients_are_read_exactly(case, dtype, backend):
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_parameters_train_as_float32_to_the_bit(case, dtype, backend, generator):
     """1000 steps (interpreted: 50): the masters are what float32 parameters would have been."""
@@ -178,6 +182,7 @@ def test_16_bit_parameters_train_as_float32_to_the_bit(case, dtype, backend, gen
     assert not torch.equal(params[1], start.to(dtype).float())
 
 
+@pytest.mark.engine
 def test_a_16_bit_parameter_overwritten_by_hand_is_the_new_master(case, backend, generator):
     for dtype in (torch.bfloat16, torch.float16):
         param = torch.nn.Parameter(torch.randn(300, generator=generator).to(dtype))
@@ -185,6 +190,10 @@ def test_a_16_bit_parameter_overwritten_by_hand_is_the_new_master(case, backend,
         check_steps(optimizer, [param], generator)
         with torch.no_grad():
             param.copy_(torch.randn(300, generator=generator))
+            param[::3] = 0.0  # as pruning does
+            param[::6] *= -1.0
         master = master_of(optimizer, param)
-        assert torch.equal(master.to(dtype)[master.abs() > 0.01], param[master.abs() > 0.01])
+        exponent = torch.frexp(param.detach().float()).exponent
+        half_a_unit = torch.ldexp(torch.full_like(master, torch.finfo(dtype).eps), exponent - 2)
+        assert ((master - param).abs() <= half_a_unit)[master.abs() > 0.01].all()
         check_steps(optimizer, [param], generator)

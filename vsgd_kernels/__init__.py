@@ -2,6 +2,10 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .checkpoint import authors_state_dict
+from .constant_vsgd import ConstantVSGD
+from .sample_vsgd import SampleVSGD
+from .stoch_grad_adam import StochGradAdam
 from .vsgd import VSGD, Posterior
 
 try:
@@ -9,4 +13,12 @@ try:
 except PackageNotFoundError:  # imported from a checkout that was never installed
     __version__ = "unknown"
 
-__all__ = ["VSGD", "Posterior", "__version__"]
+__all__ = [
+    "VSGD",
+    "ConstantVSGD",
+    "Posterior",
+    "SampleVSGD",
+    "StochGradAdam",
+    "__version__",
+    "authors_state_dict",
+]

@@ -12,6 +12,7 @@ import sys
 import torch
 
 from . import __version__, backends, machine_code, memory
+from .rules import RULES
 from .state_formats import FORMATS
 
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,9 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="compile every Triton kernel for a GPU that need not be there")
     inspect.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100 or gfx942 (default: %(default)s)")
     inspect.add_argument("--format", choices=FORMATS, help="of this state format only (default: of all)")
+    inspect.add_argument("--rule", choices=RULES, nargs="+", help="of these rules only (default: of all)")
     inspect.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
     sizes = commands.add_parser("memory", help="print what training takes in each state format, beside AdamW")
     sizes.add_argument("--params", type=float, required=True, help="number of parameters, such as 7e9")
+    sizes.add_argument("--rule", choices=RULES, default="vsgd", help="of the optimizer (default: %(default)s)")
     sizes.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the parameters (default: %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.command == "env":
@@ -63,10 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "memory":
         if not 0 < arguments.params < math.inf:
             parser.error(f"--params must be greater than 0 and finite, got {arguments.params}")
-        print(memory.as_text(memory.usage_of_count(arguments.params, _DTYPES[arguments.dtype])))
+        rows = memory.usage_of_count(arguments.params, _DTYPES[arguments.dtype], RULES[arguments.rule])
+        print(memory.as_text(rows))
         return 0
     try:
-        entries = machine_code.inspect(arguments.arch, [arguments.format] if arguments.format else FORMATS)
+        styles = [arguments.format] if arguments.format else FORMATS
+        entries = machine_code.inspect(arguments.arch, styles, arguments.rule or RULES)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     print(json.dumps(entries, indent=1) if arguments.json else machine_code.as_text(entries))

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import state_formats
-from .formats import LOW_DTYPE
-from .rules import Rule
+from .formats import MASTER_WEIGHTS, is_16_bit
+from .noise import tensor_key
+from .rules import Rule, arithmetic_dtype
 
 #: The dtypes of parameters and gradients; ``csrc/chunks.h`` refers to them by index.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -50,7 +51,7 @@ class Batch:
         rule: the update rule.
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
-        lows: for each 16-bit parameter its `low` (see formats.py), None for the others; same shape and device.
+        lows: for each 16-bit parameter its `low` (see formats.py), None where it has none; same shape and device.
         states: for each parameter its states in the rule's order, in a format of state_formats.py; same shape and
             device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional; on the CPU, or on the
@@ -58,7 +59,10 @@ class Batch:
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
         groups: for each parameter its row of `hyper`.
         blocks: for each parameter in format q8 its blocks' words, None for the others.
-        keys: for each parameter what its random bits are made from (noise.py's `tensor_key`).
+        seeds: for each parameter that of its group.
+        places: for each parameter its number in its optimizer; with the seed, what its random bits are made from.
+        variances: for each parameter, where the rule takes samples, their variance about the gradient, in the dtype
+            that is computed in, of its shape and device; else None.
         capturable: whether a step must not wait for the device, so that a CUDA graph can be made of it.
         lrs: for rows of `hyper` whose learning rate is read on the device, where `capturable`, that tensor.
     """
@@ -72,9 +76,16 @@ class Batch:
     hyper: Tensor
     groups: list[int]
     blocks: list[Tensor | None]
-    keys: list[int]
+    seeds: list[int]
+    places: list[int]
+    variances: list[Tensor | None]
     capturable: bool = False
     lrs: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[int]:
+        """For each parameter what its states are rounded by."""
+        return list(map(tensor_key, self.seeds, self.places))
 
     def read_hyper(self) -> Tensor:
         """`hyper` with the learning rates of `lrs` in it; waits for their device."""
@@ -104,10 +115,14 @@ class Batch:
         for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
-        columns = zip(self.names, self.params, self.lows, self.states, self.blocks, self.steps, strict=True)
-        for name, param, low, states, blocks, step in columns:
+        columns = zip(
+            self.names, self.params, self.lows, self.states, self.blocks, self.steps, self.variances, strict=True
+        )
+        for name, param, low, states, blocks, step, variance in columns:
+            if self.rule.samples:
+                _check_like(f"the variance of the samples of {name}", variance, param, arithmetic_dtype(param.dtype))
             if low is not None:
-                _check_written(f"state 'low' of {name}", low, param, LOW_DTYPE)
+                _check_low(f"state 'low' of {name}", low, param)
             check_states(name, self.rule, states, blocks, param)
             if not isinstance(step, Tensor):
                 raise TypeError(f"state 'step' of {name} must be a tensor, got {step!r}")
@@ -178,7 +193,15 @@ def check_grad(name: str, param: Tensor, grad: Tensor) -> None:
     _check_like(f"the gradient of {name}", grad, param, param.dtype)
 
 
-def _check_like(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) -> None:
+def _check_low(name: str, low: Tensor, param: Tensor) -> None:
+    dtypes = [dtype for dtype in MASTER_WEIGHTS.values() if dtype]
+    if not is_16_bit(param.dtype):
+        raise TypeError(f"{name} is for parameters of 16 bits, got one for {param.dtype}")
+    own = low.dtype if isinstance(low, Tensor) and low.dtype in dtypes else dtypes[0]
+    _check_written(name, low, param, own)
+
+
+def _check_like(name: str, tensor: Tensor | None, param: Tensor, dtype: torch.dtype) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {tensor!r}")
     if is_traceable_wrapper_subclass(tensor):

@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import formats, state_formats
-from .rules import BOUNDS, Rule, arithmetic_dtype
+from .formats import MASTER_WEIGHTS
+from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
 
 #: Of what `state_dict` returns.
 VERSION = 1
 #: Entries of a parameter group beside a rule's hyperparameters.
-SETTINGS = ("capturable", "state_format", "seed", "state_version")
+SETTINGS = ("capturable", "state_format", "master_weights", "seed", "state_version")
 
 #: Group entries of pytorch_optimizer that are no settings of ours.
 _FOREIGN_SETTINGS = ("step", "pa2", "pbg2", "pbhg2", "weight_decouple", "foreach")
 #: The authors' constant, which neither implementation stores under a name.
 _AUTHORS_SHAPE_OFFSET = 1e-4
+#: Entries of a parameter group of the authors' class.
+_AUTHORS_SETTINGS = ("ghattg", "ps", "tau1", "tau2", "lr", "weight_decay", "eps")
 
 
 class Exact:
@@ -40,10 +44,10 @@ def convert(
             result's tensors.
         rule: the rule of the optimizer that loads.
         params: its parameters, in order.
-        own_groups: its groups; their `state_format` stays theirs.
+        own_groups: its groups; their `state_format` and `master_weights` stay theirs.
 
     Returns:
-        A state_dict with states in the format of their group, on the parameters' devices and in their layouts, each
+        A state_dict with states and masters as their group asks, on the parameters' devices and in their layouts, each
         inside an `Exact`; a step count for each parameter that has states; and groups with the settings of this
         package.
 
@@ -53,17 +57,57 @@ def convert(
     """
     groups = [_convert_group(group) for group in state_dict["param_groups"]]
     for group, own in zip(groups, own_groups, strict=False):  # the base class says where their numbers differ
-        group["state_format"] = own["state_format"]
+        group.update((name, own[name]) for name in ("state_format", "master_weights"))
     ids = [(group, i) for group in state_dict["param_groups"] for i in group["params"]]
     if len(ids) != len(params):
         return state_dict  # the base class says what does not fit
     states = dict(state_dict["state"])
-    own_formats = [group["state_format"] for group in own_groups for _ in group["params"]]
-    for (group, i), param, own_format in zip(ids, params, own_formats, strict=True):
+    owners = [group for group in own_groups for _ in group["params"]]
+    for (group, i), param, own in zip(ids, params, owners, strict=True):
         if i in states:
-            style = state_formats.format_for(own_format, param)
-            states[i] = _convert_state(f"state of parameter {i}", states[i], group, rule, param, style)
+            states[i] = _convert_state(f"state of parameter {i}", states[i], group, rule, param, own)
     return {**state_dict, "state": states, "param_groups": groups}
+
+
+def authors_state_dict(optimizer: Optimizer) -> dict[str, Any]:
+    """The state_dict that the authors' class would have in place of a `VSGD`, whatever format its states are kept in.
+
+    Their class and `VSGD` both load it and go on. What completes 16-bit parameters to masters is not in it.
+
+    Args:
+        optimizer: a `VSGD`; it is not changed, and shares nothing with the result.
+
+    Returns:
+        ``state``: for each parameter's number ``mug``, ``bg`` and ``bhg`` (2b_g and 2b_ĝ), of the parameter's shape and
+        in the dtype in which they are computed, float32 or float64; and ``step``, ``pa2``, ``pbg2`` and ``pbhg2``,
+        0-dimensional float32, for their class counts in place. ``param_groups``: their settings, as numbers.
+
+    Raises:
+        TypeError: the optimizer is no `VSGD`.
+        ValueError: a setting is one that their class does not have.
+    """
+    rule = getattr(optimizer, "rule", None)
+    if rule is not VSGD:
+        raise TypeError(f"optimizer must be a vsgd_kernels.VSGD, got {optimizer!r}")
+    own = optimizer.state_dict()
+    states, groups = {}, []
+    for group in own["param_groups"]:
+        for name, value in (("maximize", False), ("shape_offset", _AUTHORS_SHAPE_OFFSET)):
+            if group[name] != value:
+                raise ValueError(
+                    f"{name} must be {value} for the authors' class, which has no other, got {group[name]!r}"
+                )
+        settings = {name: float(group[name]) for name in _AUTHORS_SETTINGS}
+        ps, ghattg = settings["ps"], settings["ghattg"]
+        scalars = {"pa2": 2.0 * ps + 1.0 + _AUTHORS_SHAPE_OFFSET, "pbg2": 2.0 * ps, "pbhg2": 2.0 * ghattg * ps}
+        groups.append({**settings, "params": list(group["params"])})
+        for i in set(group["params"]) & own["state"].keys():
+            state = own["state"][i]
+            numbers = state_formats.decode(rule, [state[k] for k in rule.states], state.get(state_formats.BLOCKS))
+            scalars["step"] = float(state["step"])
+            states[i] = {key: number.clone() for key, number in zip(rule.states, numbers, strict=True)}
+            states[i].update((key, torch.tensor(value, dtype=torch.float32)) for key, value in scalars.items())
+    return {"state": states, "param_groups": groups}
 
 
 def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +132,7 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_state(
-    name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor, style: str
+    name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor, own_group: dict[str, Any]
 ) -> dict[str, Any]:
     step = state.get("step", group.get("step", 0))
     if not _is_count(step):
@@ -106,11 +150,12 @@ def _convert_state(
     for key, value in zip(rule.states, values, strict=True):
         if key in rule.rates and not _all_positive(value):
             raise ValueError(f"{name}: expected {key} to be greater than 0, found {value.min().item()}")
+    style = state_formats.format_for(own_group["state_format"], param)
     converted.update(
         (key, Exact(entry)) for key, entry in _in_format(style, rule, param, saved, blocks, values).items()
     )
-    if formats.has_low(param.dtype):
-        converted["low"] = Exact(_convert_low(name, state, param))
+    if (low := _convert_low(name, state, param, own_group["master_weights"])) is not None:
+        converted["low"] = Exact(low)
     return converted
 
 
@@ -153,14 +198,13 @@ def _check_blocks(name: str, state: dict[str, Any], rule: Rule, param: Tensor) -
     return blocks
 
 
-def _convert_low(name: str, state: dict[str, Any], param: Tensor) -> Tensor:
-    low = formats.empty_low(param).zero_()
+def _convert_low(name: str, state: dict[str, Any], param: Tensor, master_weights: str | None) -> Tensor | None:
+    low = state.get("low")
     if "low" in state:
-        _check_saved(f"{name}: expected low", state["low"], param)
-        if state["low"].dtype != formats.LOW_DTYPE:
-            raise ValueError(f"{name}: expected low of {formats.LOW_DTYPE}, found {state['low'].dtype}")
-        low.copy_(state["low"])
-    return low
+        _check_saved(f"{name}: expected low", low, param)
+        if (found := state["low"].dtype) not in (dtypes := [dtype for dtype in MASTER_WEIGHTS.values() if dtype]):
+            raise ValueError(f"{name}: expected low of {' or '.join(map(str, dtypes))}, found {found}")
+    return formats.converted_low(param, low, formats.low_dtype(master_weights, param.dtype))
 
 
 def _check_saved(expected: str, saved: Any, param: Tensor) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .formats import DEFAULT_MASTER_WEIGHTS, MASTER_WEIGHTS
 from .state_formats import FORMATS
 
 _Limit = tuple[str, Callable[[float], bool]]
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
 _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
-_EXPONENT: _Limit = ("in (0, 1]", lambda x: 0.0 < x <= 1.0)
+_TO_ONE: _Limit = ("in (0, 1]", lambda x: 0.0 < x <= 1.0)
+_BELOW_ONE: _Limit = ("in [0, 1)", lambda x: 0.0 <= x < 1.0)
 
 _LIMITS: dict[str, _Limit] = {
     "maximize": ("0 or 1", lambda x: x in (0.0, 1.0)),
@@ -25,9 +27,16 @@ _LIMITS: dict[str, _Limit] = {
     "shape_offset": _NOT_NEGATIVE,
     "ghattg": _POSITIVE,
     "ps": _POSITIVE,
-    "tau1": _EXPONENT,
-    "tau2": _EXPONENT,
+    "tau": _TO_ONE,
+    "tau1": _TO_ONE,
+    "tau2": _TO_ONE,
+    "beta1": _BELOW_ONE,
+    "beta2": _BELOW_ONE,
+    "decay": _TO_ONE,
+    "sampling_rate": _TO_ONE,
 }
+#: Hyperparameters that are one of a pair in a parameter group.
+_PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
 
 
 class Settings(NamedTuple):
@@ -39,6 +48,7 @@ class Settings(NamedTuple):
         lr: the learning rate that is read on the device, or None.
         state_format: a name in `state_formats.FORMATS`.
         seed: of the stochastic rounding.
+        master_weights: a key of `formats.MASTER_WEIGHTS`.
     """
 
     row: tuple[float, ...]
@@ -46,6 +56,7 @@ class Settings(NamedTuple):
     lr: Tensor | None
     state_format: str
     seed: int
+    master_weights: str | None
 
     def fits(self, other: Settings) -> bool:
         """Whether they differ in `row` only."""
@@ -64,6 +75,9 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     state_format, seed = group.get("state_format", "fp32"), group.get("seed", 0)
     if state_format not in FORMATS:
         raise ValueError(f"state_format must be one of {', '.join(map(repr, FORMATS))}, got {state_format!r}")
+    if (masters := group.get("master_weights", DEFAULT_MASTER_WEIGHTS)) not in tuple(MASTER_WEIGHTS):
+        expected = ", ".join(map(repr, MASTER_WEIGHTS))
+        raise ValueError(f"master_weights must be one of {expected}, got {masters!r}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int, got {seed!r}")
     if not 0 <= seed < 2**63:
@@ -71,8 +85,8 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     # A number, and a tensor on the CPU beside parameters elsewhere, is read by the host.
     params_device = next((param.device for param in group.get("params", ())), None)
     if capturable and isinstance(lr, Tensor) and lr.numel() == 1 and lr.device == params_device:
-        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed)
-    return Settings(row(names, group), capturable, None, state_format, seed)
+        return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed, masters)
+    return Settings(row(names, group), capturable, None, state_format, seed, masters)
 
 
 def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:
@@ -82,9 +96,29 @@ def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:
         TypeError: one is not a number, or `maximize` not a bool.
         ValueError: one is missing or out of its range; the message has its name and value.
     """
-    if missing := [name for name in names if name not in group]:
+    if missing := [entry for entry in entries(names) if entry not in group]:
         raise ValueError(f"{missing[0]} is missing from a parameter group")
-    return _checked_row(names, *(_number(name, group[name]) for name in names))
+    return _checked_row(names, *(_number(_title(name), _value(name, group)) for name in names))
+
+
+@lru_cache
+def entries(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The entries of a parameter group in which hyperparameters stand."""
+    return tuple(dict.fromkeys(_PAIRS[name][0] if name in _PAIRS else name for name in names))
+
+
+def _title(name: str) -> str:
+    return "{}[{}]".format(*_PAIRS[name]) if name in _PAIRS else name
+
+
+def _value(name: str, group: Mapping[str, Any]) -> Any:
+    if name not in _PAIRS:
+        return group[name]
+    entry, i = _PAIRS[name]
+    pair = group[entry]
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise TypeError(f"{entry} must be a pair of numbers, got {pair!r}")
+    return pair[i]
 
 
 def _number(name: str, value: Any) -> Any:
@@ -111,7 +145,7 @@ def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
     for name, number, value in zip(names, row, values, strict=True):
         words, holds = _LIMITS[name]
         if not holds(number):
-            raise ValueError(f"{name} must be {words}, got {value!r}")
+            raise ValueError(f"{_title(name)} must be {words}, got {value!r}")
     return row
 
 

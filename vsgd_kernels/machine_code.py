@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from .backends import device
 from .backends.triton import interpreted
 from .batch import DTYPES
+from .formats import is_16_bit, low_dtype
 from .rules import RULES, Rule, arithmetic_dtype
 from .state_formats import FORMATS
 
@@ -26,17 +28,21 @@ _GCN = re.compile(r"(?:global|flat|buffer)_(?P<op>load|store)_[us]?(?P<kind>byte
 _GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
 
 
-def inspect(arch: str, styles: Iterable[str] = tuple(FORMATS)) -> list[dict[str, Any]]:
+def inspect(
+    arch: str, styles: Iterable[str] = tuple(FORMATS), rules: Iterable[str] = tuple(RULES)
+) -> list[dict[str, Any]]:
     """Compiles every kernel for a target.
 
     Args:
         arch: "sm_80", "sm_90", "sm_100" …, or "gfx942" and the like.
         styles: of which state formats.
+        rules: of which rules.
 
     Returns:
         For each rule, dtype, layout and path an object with
 
-        - kernel: dtype of the parameters, and whether addresses are "aligned" to 16 bytes, "misaligned" or "strided";
+        - kernel: dtype of the parameters, and whether addresses are "aligned" to 16 bytes, "misaligned" or "strided".
+          `master_weights` is "exact", but for two more kernels of each 16-bit dtype, which name theirs;
         - rule, format: the update rule, and how its states are stored;
         - path: "full" for blocks that lie wholly inside a tensor, "tail" for a tensor's last block, "table" for what a
           program reads of the tables; for AMD targets "all", whose code does not tell them apart;
@@ -52,35 +58,46 @@ def inspect(arch: str, styles: Iterable[str] = tuple(FORMATS)) -> list[dict[str,
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
     return [
-        {"kernel": f"{_name(dtype)} {layout}", "rule": rule.name, "format": style, **entry}
+        {"kernel": name, "rule": rule.name, "format": path.format, **entry}
         for rule in RULES.values()
         for style in styles
-        for dtype in DTYPES
-        if style == "fp32" or dtype != torch.float64  # float64 has no other format
-        for layout in ("aligned", "misaligned", "strided")
-        for entry in _entries(_compile(rule, style, dtype, layout, arch), arch)
+        for name, path in _kernels(style)
+        for entry in _entries(_compile(rule, path, arch), arch)
     ]
+
+
+def _kernels(style: str) -> Iterator[tuple[str, device.Path]]:
+    """Names and paths of the kernels of one state format."""
+    for dtype in DTYPES:
+        if dtype == torch.float64 and style != "fp32":
+            continue  # it has no other format
+        variants: list[tuple[str, str | None]] = [(layout, "exact") for layout in ("aligned", "misaligned", "strided")]
+        if is_16_bit(dtype) and style == "fp32":
+            variants += [("aligned", "split8"), ("aligned", None)]
+        for layout, masters in variants:
+            low = low_dtype(masters, dtype)
+            extra = 0 if low is None else 8 * low.itemsize
+            name = f"{_name(dtype)} {layout}" + ("" if masters == "exact" else f" {masters}")
+            yield name, device.Path(dtype, layout != "misaligned", layout == "strided", style, extra)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _compile(rule: Rule, style: str, dtype: torch.dtype, layout: str, arch: str) -> Any:
-    """The kernel compiled for one format, dtype and layout, as the engine would launch it."""
+def _compile(rule: Rule, path: device.Path, arch: str) -> Any:
+    """The kernel compiled for one path, as the engine would launch it."""
     try:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
     except ImportError as error:
         raise RuntimeError(f"triton is not installed ({error}); `pip install triton` brings it") from error
-    from .backends import device
     from .backends.triton import engine
     from .backends.triton.kernel import step_kernel
 
-    path = device.Path(dtype, aligned=layout != "misaligned", strided=layout == "strided", format=style)
     constants = engine.step_constants(rule, path, device.CHUNK, engine.WARPS)
-    scalars = "*fp64" if arithmetic_dtype(dtype) == torch.float64 else "*fp32"
+    scalars = "*fp64" if arithmetic_dtype(path.dtype) == torch.float64 else "*fp32"
     signature = {
         "rows": "*i64",
         "grads": "*i64",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .formats import LOW_DTYPE, has_low
+from .formats import MASTER_WEIGHTS, low_dtype
 from .rules import VSGD, Rule, arithmetic_dtype
 from .state_formats import FORMATS, SMALLEST
 
@@ -19,8 +19,8 @@ class Usage(NamedTuple):
     Attributes:
         optimizer: what it is called.
         params, grads: of the parameters and their gradients.
-        states: of the optimizer's states, their blocks included.
-        masters: of what 16-bit parameters are completed by.
+        states: of the optimizer's states, their blocks included; and of the variance of samples.
+        masters: of what completes 16-bit parameters to masters.
     """
 
     optimizer: str
@@ -36,15 +36,16 @@ class Usage(NamedTuple):
 
 
 def usage(params: Iterable[Tensor], rule: Rule = VSGD) -> list[Usage]:
-    """What a model takes with this package's optimizers in each state format, and with AdamW.
+    """What a model takes with this package's optimizers, by state format and masters, and with AdamW.
 
     Args:
         params: the model's parameters, for instance `model.parameters()`; those on the meta device count too.
         rule: of the optimizer.
 
     Returns:
-        A `Usage` for each state format, for AdamW with states in the parameters' dtype, as torch keeps them, and for
-        AdamW with 8-bit states in blocks of 256 (bitsandbytes' layout: 1 byte, and a float32 each block and state).
+        A `Usage` for each state format, and where parameters have 16 bits each `master_weights`; for AdamW with states
+        in the parameters' dtype, as torch keeps them; and for AdamW with 8-bit states in blocks of 256 (bitsandbytes'
+        layout: 1 byte, and a float32 each block and state).
     """
     return _usage([(param.dtype, param.numel()) for param in params], rule)
 
@@ -56,13 +57,24 @@ def usage_of_count(params: float, dtype: torch.dtype, rule: Rule = VSGD) -> list
 
 def _usage(tensors: list[tuple[torch.dtype, float]], rule: Rule) -> list[Usage]:
     own = sum(dtype.itemsize * n for dtype, n in tensors)
-    masters = sum(LOW_DTYPE.itemsize * n for dtype, n in tensors if has_low(dtype))
     rows = []
     for name, width in FORMATS.items():
         states = sum(len(rule.states) * _state_bytes(name, width, dtype, n) * n for dtype, n in tensors)
-        rows.append(Usage(f"{rule.name.upper()}, {name}", own, own, states, masters))
+        if rule.samples:
+            states += sum(arithmetic_dtype(dtype).itemsize * n for dtype, n in tensors)
+        for kind, masters in _masters(tensors).items():
+            rows.append(Usage(f"{rule.title}, {name}{kind}", own, own, states, masters))
     eight_bit = sum(2 * (1 + 4 / 256 if n >= SMALLEST else dtype.itemsize) * n for dtype, n in tensors)
     return [*rows, Usage("AdamW", own, own, 2 * own, 0), Usage("AdamW, 8-bit", own, own, eight_bit, 0)]
+
+
+def _masters(tensors: list[tuple[torch.dtype, float]]) -> dict[str, float]:
+    """Bytes by `master_weights`; one entry where there are none to choose from."""
+    sizes: dict[str, float] = {}
+    for kind in MASTER_WEIGHTS:
+        lows = [(low_dtype(kind, dtype), n) for dtype, n in tensors]
+        sizes[f", {kind}"] = sum(dtype.itemsize * n for dtype, n in lows if dtype)
+    return sizes if any(sizes.values()) else {"": 0.0}
 
 
 def _state_bytes(name: str, width: float, dtype: torch.dtype, n: float) -> float:
@@ -72,8 +84,8 @@ def _state_bytes(name: str, width: float, dtype: torch.dtype, n: float) -> float
 
 def as_text(rows: list[Usage]) -> str:
     """The rows as a table, in GB of 10^9 bytes."""
-    lines = [f"{'':14}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
+    lines = [f"{'':20}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
     for row in rows:
         sizes = (row.params, row.grads, row.states, row.masters, row.total)
-        lines.append(f"{row.optimizer:14}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
+        lines.append(f"{row.optimizer:20}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
     return "\n".join(lines)

@@ -1,7 +1,9 @@
 """Random bits for stochastic rounding, in plain torch (``csrc/noise.h`` is the same in C++).
 
-They are a hash of (seed, parameter, step) and of the element's index: the same on every backend, whatever block, thread
-or order an element is stepped in, and the same again in a run that is resumed.
+The same on every backend, whatever block, thread or order an element is stepped in, and the same again in a run that
+is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number, state), from which
+their bits go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of
+neighbours are evenly spread, so that their roundings cancel rather than add up.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import torch
 from torch import Tensor
 
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-#: By how many bits an element's bits are rotated for each of its states.
-_TURNS = (0, 16, 8, 24)
+_GOLDEN = 0x9E3779B9
+#: Elements that share a hash, and in q8 the words of their codes.
+CODES = 128
+#: What parameters are rounded by, beside the states' 0, 1 and 2.
+MASTER_NOISE = 3
 
 
 def tensor_key(seed: int, index: int) -> int:
@@ -43,15 +48,12 @@ class Noise(NamedTuple):
         a = _mix((key ^ t) & _MASK32)
         return cls(a, _mix(((key >> 32) + a) & _MASK32))
 
-    def bits(self, numel: int, device: torch.device) -> Tensor:
-        """[numel] int64, 32 random bits of each element."""
-        index = torch.arange(numel, device=device)
-        x = (index + (index >> 32) * 0x9E3779B9 + self.a) & _MASK32
+    def bits(self, numel: int, device: torch.device, k: int) -> Tensor:
+        """[numel] int64, 32 random bits of each element for its state `k` or master; the uppermost count most."""
+        number = torch.arange(-(-numel // CODES), device=device) * 4 + k
+        x = (number + (number >> 32) * _GOLDEN + self.a) & _MASK32
         x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
         x = ((x ^ (x >> 15) ^ self.b) * 0x846CA68B) & _MASK32
-        return x ^ (x >> 16)
-
-
-def stream(bits: Tensor, k: int) -> Tensor:
-    """The 32 bits for state `k` of each element, of which the uppermost count most."""
-    return ((bits << _TURNS[k]) & _MASK32) | (bits >> (32 - _TURNS[k]))
+        start = x ^ (x >> 16)
+        steps = torch.arange(CODES, device=device) * _GOLDEN
+        return ((start[:, None] + steps) & _MASK32).view(-1)[:numel]

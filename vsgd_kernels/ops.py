@@ -7,8 +7,7 @@ from torch import Tensor
 
 from . import backends, state_formats
 from .batch import Batch, Gradients
-from .formats import has_low
-from .noise import tensor_key
+from .formats import is_16_bit
 from .rules import RULES
 
 
@@ -57,6 +56,7 @@ def step(
     found_inf: Tensor | None = None,
     capturable: bool = False,
     seed: int = 0,
+    without_low: list[int] | None = None,
 ) -> None:
     """One step of an update rule on a list of tensors, in place.
 
@@ -66,8 +66,8 @@ def step(
 
     Args:
         params: parameters, all on one device; see `Batch`, also for the next six.
-        grads: gradients.
-        lows: those of the 16-bit parameters.
+        grads: gradients; for a rule that takes samples, after the last of them the variances of each one's samples.
+        lows: those of the 16-bit parameters, int16 or int8.
         states: states, those of the first parameter first, in any format of `state_formats`.
         blocks: those of the parameters whose states are in format q8.
         steps: step counts.
@@ -78,7 +78,8 @@ def step(
         grad_scale: gradients are divided by it; float32, 1 element.
         found_inf: where it is not 0, the step changes nothing; float32, 1 element.
         capturable: whether the step counts are on the parameters' device.
-        seed: of the stochastic rounding; a parameter's place in `params` counts too.
+        seed: of what is random; a parameter's place in `params` counts too.
+        without_low: places in `params` of 16-bit parameters that have no `low`; None where all have.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `Launch` and `backends.choose`; nothing is written then.
@@ -88,12 +89,17 @@ def step(
     if not params:
         return
     names = [f"params[{i}]" for i in range(len(params))]
-    n, k, m = len(params), len(RULES[rule].states), sum(has_low(param.dtype) for param in params)
+    n, k = len(params), len(RULES[rule].states)
+    for i in without_low or ():
+        if not 0 <= i < n or not is_16_bit(params[i].dtype):
+            raise ValueError(f"without_low must hold places of 16-bit parameters in params, 0 to {n - 1}, got {i}")
+    has_low = [is_16_bit(param.dtype) and i not in (without_low or ()) for i, param in enumerate(params)]
     lengths = [len(operand) for operand in (grads, lows, states, steps, groups)]
-    if lengths != [n, m, n * k, n, n]:
+    read = 2 * n if RULES[rule].samples else n
+    if lengths != [read, sum(has_low), n * k, n, n]:
         raise ValueError(
-            f"grads, lows, states, steps and groups must have {n}, {m}, {n * k}, {n} and {n} entries for these params, "
-            f"got {lengths}"
+            f"grads, lows, states, steps and groups must have {read}, {sum(has_low)}, {n * k}, {n} and {n} entries "
+            f"for these params, got {lengths}"
         )
     groups_of_states = [tuple(states[i : i + k]) for i in range(0, n * k, k)]
     coded = [state_formats.format_of(own) == "q8" for own in groups_of_states]
@@ -104,16 +110,18 @@ def step(
         RULES[rule],
         names,
         params,
-        [next(low) if has_low(param.dtype) else None for param in params],
+        [next(low) if has else None for has in has_low],
         groups_of_states,
         steps,
         hyper,
         groups,
         [next(block) if is_coded else None for is_coded in coded],
-        [tensor_key(seed, i) for i in range(n)],
+        [seed] * n,
+        list(range(n)),
+        [*grads[n:]] or [None] * n,
         capturable,
     )
-    Launch(batch, grads, backend).run(Gradients.of(grads), grad_scale, found_inf)
+    Launch(batch, grads[:n], backend).run(Gradients.of(grads[:n]), grad_scale, found_inf)
 
 
 @step.register_fake

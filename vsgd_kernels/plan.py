@@ -10,15 +10,15 @@ from torch import Tensor
 
 from .backends.library import Container, contents, identities, look
 from .batch import Batch, Gradients
-from .formats import has_low
+from .formats import low_dtype
 from .hyperparameters import Settings
-from .noise import tensor_key
 from .ops import Launch
 from .rules import Rule
 from .state_formats import BLOCKS
 
 ParamGroups = list[dict[str, Any]]
 States = Mapping[Tensor, dict[str, Any]]
+Variances = Mapping[Tensor, Tensor]
 
 
 class Operand(NamedTuple):
@@ -59,6 +59,7 @@ class Plan:
         param_groups: the optimizer's.
         state: the optimizer's; every parameter with a gradient must have one.
         settings: each group's.
+        variances: of the parameters' samples, where the rule takes them.
 
     Raises:
         TypeError, ValueError: an operand is not as `Batch` describes it, or a state lacks an entry.
@@ -71,11 +72,13 @@ class Plan:
         param_groups: ParamGroups,
         state: States,
         settings: list[Settings],
+        variances: Variances,
     ) -> None:
         operands = list(operands_of(param_groups))
         self._states = [state[op.param] for op in operands]
-        for op, own in zip(operands, self._states, strict=True):
-            keys = ("step", *rule.states, *(("low",) if has_low(op.param.dtype) else ()))
+        with_low = [low_dtype(settings[op.group].master_weights, op.param.dtype) is not None for op in operands]
+        for op, own, has_low in zip(operands, self._states, with_low, strict=True):
+            keys = ("step", *rule.states, *(("low",) if has_low else ()))
             if missing := [key for key in keys if key not in own]:
                 raise ValueError(f"state of {op.name} has no {missing[0]!r}")
         self._settings = settings
@@ -87,29 +90,38 @@ class Plan:
                 rule,
                 [operands[i].name for i in indices],
                 [operands[i].param for i in indices],
-                [self._states[i]["low"] if has_low(operands[i].param.dtype) else None for i in indices],
+                [self._states[i]["low"] if with_low[i] else None for i in indices],
                 [tuple(self._states[i][key] for key in rule.states) for i in indices],
                 [self._states[i]["step"] for i in indices],
                 self._hyper,
                 [operands[i].group for i in indices],
                 [self._states[i].get(BLOCKS) for i in indices],
-                [tensor_key(settings[operands[i].group].seed, operands[i].place) for i in indices],
+                [settings[operands[i].group].seed for i in indices],
+                [operands[i].place for i in indices],
+                [variances.get(operands[i].param) for i in indices],
                 capturable,
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
         self._layouts = gradients_of(param_groups).layouts
-        self._kept = list(map(contents, self._containers(param_groups, state)))
-        self._identities = identities(self._containers(param_groups, state))
+        self._kept = list(map(contents, self._containers(param_groups, state, variances)))
+        self._identities = identities(self._containers(param_groups, state, variances))
 
-    def serves(self, param_groups: ParamGroups, gradients: Gradients, state: States, settings: list[Settings]) -> bool:
+    def serves(
+        self,
+        param_groups: ParamGroups,
+        gradients: Gradients,
+        state: States,
+        settings: list[Settings],
+        variances: Variances,
+    ) -> bool:
         """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
         if not (
             all(map(Settings.fits, settings, self._settings))
             and gradients.layouts is not None
             and gradients.layouts == self._layouts
             and not any(map(Tensor.is_neg, gradients.tensors))
-            and identities(self._containers(param_groups, state)) == self._identities
+            and identities(self._containers(param_groups, state, variances)) == self._identities
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
@@ -124,9 +136,9 @@ class Plan:
             own = gradients if len(self._launches) == 1 else gradients.some(indices)
             launch.run(own, grad_scale, found_inf)
 
-    def _containers(self, param_groups: ParamGroups, state: States) -> list[Container]:
+    def _containers(self, param_groups: ParamGroups, state: States, variances: Variances) -> list[Container]:
         """What must hold the same objects for the plan to serve."""
-        return [*(group["params"] for group in param_groups), state, *self._states]
+        return [*(group["params"] for group in param_groups), state, *self._states, variances]
 
 
 def gradients_of(param_groups: ParamGroups) -> Gradients:

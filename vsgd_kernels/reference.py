@@ -7,17 +7,21 @@ Neural Networks". Rates are doubled, as the authors store them: ``bg`` is their 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from .rules import BOUNDS, VsgdScalars
+from .rules import BOUNDS, ConstantVsgdScalars, StochGradAdamScalars, VsgdScalars
 
 
 def bounded(ghat: Tensor) -> Tensor:
     """Clamps finite gradients to what can be squared; NaN and ±Inf give NaN, which stays in its own element."""
     big = BOUNDS[ghat.dtype].big
     return ghat.clamp(-big, big) + (ghat - ghat)
+
+
+def bounded_variance(variance: Tensor) -> Tensor:
+    """Clamps variances to what `bounded` gradients can have; NaN stays."""
+    return variance.clamp(max=BOUNDS[variance.dtype].big ** 2)
 
 
 def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor]:
@@ -27,14 +31,17 @@ def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tenso
     return w, sigma2
 
 
-def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One step of VSGD, Algorithm 1.
+def vsgd(
+    theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars, variance: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of VSGD, Algorithm 1, or of SampleVSGD, Appendix A.3.
 
     Args:
         theta: parameters, float32 or float64.
         ghat: their noisy gradient, already `bounded`; same shape and dtype.
         state: (mug, bg, bhg), the posterior mean and the doubled rates; same shape and dtype.
         s: the scalars of this step.
+        variance: of the samples whose mean ghat is, for SampleVSGD; same shape and dtype.
 
     Returns:
         The new theta and the new state; the arguments are left as they are.
@@ -46,13 +53,53 @@ def vsgd(theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars)
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
-    bg = (bg + s.rho1 * (s.pbg + (sigma2 + dg * dg) - bg)).clamp(min=tiny)  # 18, 20
-    bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + dghat * dghat) - bhg)).clamp(min=tiny)  # 19, 21
+    qg, qghat = dg * dg, dghat * dghat
+    if variance is not None:  # 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
+        qg, qghat = qg + w * w * variance, qghat + (1.0 - w) * (1.0 - w) * variance
+    bg = (bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg)).clamp(min=tiny)  # 18, 20
+    bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg)).clamp(min=tiny)  # 19, 21
     theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
     return theta, (mug, bg, bhg)
 
 
-#: rule name -> (theta, ghat, state, scalars) -> (theta, state)
-RULES: dict[str, Callable[[Tensor, Tensor, tuple[Tensor, ...], Any], tuple[Tensor, tuple[Tensor, ...]]]] = {
+def constant_vsgd(
+    theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: ConstantVsgdScalars
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of ConstantVSGD, Algorithm 2; arguments and result as `vsgd`'s, with the state (mug, b)."""
+    tiny = BOUNDS[theta.dtype].tiny
+    mug, b = state
+    sigma2 = (b * s.w * s.inv_a).clamp(min=tiny)  # 35
+    d = ghat - mug
+    dg = s.w * d  # mug' - mug
+    dghat = d - dg  # ghat - mug'
+    mug = mug + dg  # 34
+    # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
+    b = (b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b)).clamp(min=tiny)
+    theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
+    return theta, (mug, b)
+
+
+def stoch_grad_adam(
+    theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: StochGradAdamScalars, words: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One step of StochGradAdam, Algorithm 1 of Yun's paper.
+
+    Args and Returns: as `vsgd`'s, with the state (exp_avg, exp_avg_sq), the m and v of the paper, and
+        words: int64, 32 random bits of each element, of theta's shape.
+    """
+    tiny = BOUNDS[theta.dtype].tiny
+    m, v = state
+    phi = (words >> 8 < s.kept).to(ghat) * ghat  # U = (words >> 8) 2^-24
+    m = s.beta1 * m + s.gain1 * phi
+    v = (s.beta2 * v + s.gain2 * (phi * phi)).clamp(min=tiny)
+    theta = theta * s.decay - s.lr * ((m * s.m_scale) / ((v * s.v_scale).sqrt() + s.eps))
+    return theta, (m, v)
+
+
+#: rule name -> (theta, ghat, state, scalars, and what else the rule takes) -> (theta, state)
+RULES: dict[str, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]] = {
     "vsgd": vsgd,
+    "sample_vsgd": vsgd,
+    "constant_vsgd": constant_vsgd,
+    "stoch_grad_adam": stoch_grad_adam,
 }

@@ -5,8 +5,9 @@ The per-element equations of a rule stand in ``reference.py`` (torch) and ``csrc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -76,33 +77,122 @@ def vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, flo
     return 0.0, scalars.pbg, scalars.pbhg
 
 
+class ConstantVsgdScalars(NamedTuple):
+    """The scalars of one step of ConstantVSGD, in double; rates are doubled, as the authors store them."""
+
+    w: float
+    inv_a: float
+    pb: float
+    rho: float
+    lr: float
+    decay: float
+    eps: float
+    t: float
+    sign: float
+
+
+def constant_vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> ConstantVsgdScalars:
+    """The scalars of step `t` (from 1), for arithmetic in `dtype`."""
+    lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset = hyper
+    pb = prior_rate(2.0 * ps, dtype)
+    return ConstantVsgdScalars(
+        w=1.0 / (ghattg + 1.0),
+        inv_a=1.0 / (pb + shape_offset + (0.0 if t == 1 else 2.0)),
+        pb=pb,
+        rho=t**-tau,
+        lr=lr,
+        decay=1.0 - lr * weight_decay,
+        eps=eps,
+        t=float(t),
+        sign=-1.0 if maximize else 1.0,
+    )
+
+
+def constant_vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The states before the first step: no mean, and the prior rate."""
+    return 0.0, constant_vsgd_scalars(1, hyper, dtype).pb
+
+
+class StochGradAdamScalars(NamedTuple):
+    """The scalars of one step of StochGradAdam, in double."""
+
+    kept: float  # of 2^24 random numbers
+    beta1: float
+    gain1: float
+    beta2: float
+    gain2: float
+    m_scale: float
+    v_scale: float
+    lr: float
+    decay: float
+    eps: float
+    t: float
+    sign: float
+
+
+def complement(beta: float, t: float) -> float:
+    """1 - beta^t, without cancellation."""
+    return -math.expm1(t * math.log(beta)) if beta else 1.0
+
+
+def stoch_grad_adam_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> StochGradAdamScalars:
+    """The scalars of step `t` (from 1)."""
+    lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate = hyper
+    return StochGradAdamScalars(
+        kept=math.ceil(sampling_rate * 2.0**24),
+        beta1=beta1 * decay,
+        gain1=1.0 - beta1 * decay,
+        beta2=beta2,
+        gain2=1.0 - beta2,
+        m_scale=1.0 / complement(beta1, t),
+        v_scale=1.0 / complement(beta2, t),
+        lr=lr,
+        decay=1.0 - lr * weight_decay,
+        eps=eps,
+        t=float(t),
+        sign=-1.0 if maximize else 1.0,
+    )
+
+
+def stoch_grad_adam_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The states before the first step: no mean, and as good as no mean square."""
+    return 0.0, BOUNDS[dtype].tiny
+
+
 @dataclass(frozen=True)
 class Rule:
     """An update rule.
 
     Attributes:
         name: the rule's name in the op, in ``reference.RULES`` and in C++.
+        title: its class's.
         states: names of its per-element states, in the order of every argument list.
         rates: those of them that are strictly positive.
         hyper: names of its hyperparameters, in the order of a row of the hyper table. Each is an entry of a parameter
-            group.
+            group, or one of a pair there (``hyperparameters.py``).
         scalars: (t, row of the hyper table, arithmetic dtype) -> the scalars of step t; the last two are t and the
             gradient's sign.
         scalar_count: how many those are.
         initial: (row of the hyper table, arithmetic dtype) -> the states before the first step.
+        draws: whether its update takes 32 random bits of each element (``philox.py``).
+        samples: whether its update takes the variance of the samples whose mean the gradient is (``samples.py``).
     """
 
     name: str
+    title: str
     states: tuple[str, ...]
     rates: tuple[str, ...]
     hyper: tuple[str, ...]
     scalars: Callable[[float, Sequence[float], torch.dtype], Any]
     scalar_count: int
     initial: Callable[[Sequence[float], torch.dtype], tuple[float, ...]]
+    draws: bool = False
+    samples: bool = False
 
 
 VSGD = Rule(
     name="vsgd",
+    title="VSGD",
     states=("mug", "bg", "bhg"),
     rates=("bg", "bhg"),
     hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau1", "tau2", "shape_offset"),
@@ -111,4 +201,29 @@ VSGD = Rule(
     initial=vsgd_initial,
 )
 
-RULES = {rule.name: rule for rule in (VSGD,)}
+SAMPLE_VSGD = replace(VSGD, name="sample_vsgd", title="SampleVSGD", samples=True)
+
+CONSTANT_VSGD = Rule(
+    name="constant_vsgd",
+    title="ConstantVSGD",
+    states=("mug", "b"),
+    rates=("b",),
+    hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau", "shape_offset"),
+    scalars=constant_vsgd_scalars,
+    scalar_count=len(ConstantVsgdScalars._fields),
+    initial=constant_vsgd_initial,
+)
+
+STOCH_GRAD_ADAM = Rule(
+    name="stoch_grad_adam",
+    title="StochGradAdam",
+    states=("exp_avg", "exp_avg_sq"),
+    rates=("exp_avg_sq",),
+    hyper=("lr", "weight_decay", "eps", "maximize", "beta1", "beta2", "decay", "sampling_rate"),
+    scalars=stoch_grad_adam_scalars,
+    scalar_count=len(StochGradAdamScalars._fields),
+    initial=stoch_grad_adam_initial,
+    draws=True,
+)
+
+RULES = {rule.name: rule for rule in (VSGD, SAMPLE_VSGD, CONSTANT_VSGD, STOCH_GRAD_ADAM)}

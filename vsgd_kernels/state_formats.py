@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .noise import Noise, stream
+from .noise import CODES, Noise
 from .rules import BOUNDS, Rule, arithmetic_dtype
 
-#: Elements of a block of q8.
-CODES = 128
 #: The key of a parameter's blocks in its state.
 BLOCKS = "blocks"
 #: Parameters of fewer elements keep their states in float32.
@@ -25,7 +23,11 @@ SMALLEST = 4096
 FORMATS = {"fp32": 4.0, "bf16": 2.0, "q8": 1.0 + 4.0 / CODES}
 
 _LAST_RATE, _NAN_RATE, _NAN_MEAN = 254, 255, -128
-_LARGEST = 127.0**2
+#: As an int32: the sign bit of a word, which says that there are NaN in its block.
+_HAS_NAN = -(2**31)
+_ONE = 0x3F800000
+#: A mean's magnitude m is the float32 bits of 1 + m SPAN / (the block's largest), in steps of 2^MEAN_SHIFT.
+SPAN, MEAN_SHIFT = 246.98, 19
 _TINY_BITS = torch.tensor(BOUNDS[torch.float32].tiny).view(torch.int32).item()
 
 
@@ -77,7 +79,7 @@ def decode(rule: Rule, states: Sequence[Tensor], blocks: Tensor | None) -> list[
     if blocks is None:
         return [state.float() if state.dtype == torch.bfloat16 else state for state in states]
     return [
-        _from_memory_order(_decode_codes(key in rule.rates, _memory_order(codes), word), codes)
+        from_memory_order(_decode_codes(key in rule.rates, _memory_order(codes), word), codes)
         for key, codes, word in zip(rule.states, states, blocks.unbind(1), strict=True)
     ]
 
@@ -98,10 +100,10 @@ def encode(
         for state, value in zip(states, values, strict=True):
             state.copy_(value)
         return
-    bits = None if noise is None else noise.bits(states[0].numel(), states[0].device)
     for k, (key, state, value) in enumerate(zip(rule.states, states, values, strict=True)):
         flat = _memory_order(value, state).float()
-        random = torch.full_like(flat, 2**31, dtype=torch.int64) if bits is None else stream(bits, k)
+        nearest = torch.full_like(flat, 2**31, dtype=torch.int64)
+        random = nearest if noise is None else noise.bits(flat.numel(), flat.device, k)
         if blocks is None:
             codes = _encode_bf16(flat, random)
         elif key in rule.rates:
@@ -110,7 +112,7 @@ def encode(
         else:
             codes, word = _encode_means(flat, random)
             blocks[:, k] = word
-        state.copy_(_from_memory_order(codes, state))
+        state.copy_(from_memory_order(codes, state))
 
 
 def initial(name: str, rule: Rule, param: Tensor, values: Sequence[float]) -> dict[str, Tensor]:
@@ -135,11 +137,11 @@ def converted(name: str, rule: Rule, param: Tensor, state: Mapping[str, Tensor])
 
 def wrong_word(rule: Rule, blocks: Tensor) -> str | None:
     """What is wrong with blocks that `encode` did not write, if anything is."""
-    for key, word in zip(rule.states, blocks.unbind(1), strict=True):
+    for key, word in zip(rule.states, (blocks & ~_HAS_NAN).unbind(1), strict=True):
         if key in rule.rates:
             step = word & 31
             # The last code must stand for a float32 that is finite.
-            bad = (step < 5) | (step > 24) | (word < 0) | ((word & ~31).long() + (254 << step.long()) >= 0x7F800000)
+            bad = (step < 5) | (step > 24) | ((word & ~31).long() + (_LAST_RATE << step.long()) >= 0x7F800000)
             bad |= (word & ~31) < 2**23  # and the first for one that is normal
         else:
             bad = (word < _TINY_BITS) | (word >= 0x7F800000)
@@ -153,7 +155,8 @@ def _memory_order(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     return tensor.permute(_order(tensor if like is None else like)).reshape(-1)
 
 
-def _from_memory_order(flat: Tensor, like: Tensor) -> Tensor:
+def from_memory_order(flat: Tensor, like: Tensor) -> Tensor:
+    """Elements [numel] that lie as those of `like` do in memory, in the shape of `like`."""
     order = _order(like)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return flat.view([like.shape[d] for d in order]).permute(inverse)
@@ -171,7 +174,7 @@ def _encode_bf16(flat: Tensor, random: Tensor) -> Tensor:
     return codes.to(torch.int16).view(torch.bfloat16)  # int64 to int16 keeps the lowest bits
 
 
-def _by_block(flat: Tensor, fill: int) -> Tensor:
+def _by_block(flat: Tensor, fill: float) -> Tensor:
     """[blocks, CODES], the last block filled up."""
     return pad(flat, (0, -flat.numel() % CODES), value=fill).view(-1, CODES)
 
@@ -179,6 +182,11 @@ def _by_block(flat: Tensor, fill: int) -> Tensor:
 def _each(words: Tensor, numel: int) -> Tensor:
     """Each element's word."""
     return words.repeat_interleave(CODES)[:numel]
+
+
+def _marked(word: Tensor, flat: Tensor) -> Tensor:
+    """Words as int32, with the mark of those blocks that have NaN."""
+    return torch.where(_by_block(flat.isnan(), False).any(1), word.int() | _HAS_NAN, word.int())
 
 
 def _encode_rates(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,25 +202,25 @@ def _encode_rates(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     each = _each(word, flat.numel())
     k = each & 31
     codes = (bits - (each & ~31) + (random >> (32 - k))) >> k
-    return torch.where(flat.isnan(), _NAN_RATE, codes).to(torch.uint8), word.int()
+    return torch.where(flat.isnan(), _NAN_RATE, codes).to(torch.uint8), _marked(word, flat)
 
 
 def _encode_means(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     magnitude = flat.abs().view(torch.int32)
     word = _by_block(torch.where(flat.isnan(), 0, magnitude), 0).amax(1).clamp(min=_TINY_BITS)
-    y = flat.abs().nan_to_num(0.0) * _each(_LARGEST / word.view(torch.float32), flat.numel())
-    code = y.sqrt().int().clamp(max=126)
-    # Up with the probability that keeps the mean: (y - c^2) / ((c + 1)^2 - c^2).
-    up = (random >> 8).float() * 2.0**-24 * (2 * code + 1).float()
-    code = code + (up < y - (code * code).float())
-    return torch.where(flat.isnan(), _NAN_MEAN, torch.where(flat.signbit(), -code, code)).to(torch.int8), word
+    y = flat.abs().nan_to_num(0.0) * _each(SPAN / word.view(torch.float32), flat.numel()) + 1.0
+    code = (y.view(torch.int32).long() - _ONE + (random >> (32 - MEAN_SHIFT))) >> MEAN_SHIFT
+    code = torch.where(flat.isnan(), _NAN_MEAN, torch.where(flat.signbit(), -code, code))
+    return code.to(torch.int8), _marked(word, flat)
 
 
 def _decode_codes(is_rate: bool, codes: Tensor, words: Tensor) -> Tensor:
-    word = _each(words, codes.numel())
+    word = _each(words & ~_HAS_NAN, codes.numel())
     if is_rate:
-        bits = (word & ~31) + (codes.int() << (word & 31))
-        return torch.where(codes == _NAN_RATE, torch.nan, bits.view(torch.float32))
-    unit = _each(words.view(torch.float32) / _LARGEST, codes.numel())
-    square = codes.int() * codes.int().abs()
-    return torch.where(codes == _NAN_MEAN, torch.nan, square.float() * unit)
+        value = ((word & ~31) + (codes.int() << (word & 31))).view(torch.float32)
+    else:
+        unit = _each((words & ~_HAS_NAN).view(torch.float32) / SPAN, codes.numel())
+        y = (_ONE + (codes.int().abs() << MEAN_SHIFT)).view(torch.float32)
+        value = (y - 1.0) * unit * codes.sign()
+    is_nan = (codes == (_NAN_RATE if is_rate else _NAN_MEAN)) & (_each(words, codes.numel()) < 0)
+    return torch.where(is_nan, torch.nan, value)

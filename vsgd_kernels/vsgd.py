@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import hyperparameters, reference, rules, state_formats
-from .optimizer import FusedOptimizer
+from . import formats, hyperparameters, reference, rules, state_formats
+from .optimizer import FusedOptimizer, arguments_of
 
 
 class Posterior(NamedTuple):
@@ -60,8 +60,12 @@ class VSGD(FusedOptimizer):
             tensor `lr` that is on the device; all other settings are those of the capture.
         state_format: how the states are kept: "fp32", 12 bytes a parameter; "bf16", 6; "q8", 8-bit codes in blocks,
             3.1. Parameters of fewer than 4096 elements, and of float64, keep theirs in the dtype they are computed in.
-        seed: at least 0; of the stochastic rounding of "bf16" and "q8". The same seed gives the same bits on every
-            backend.
+        master_weights: what completes bfloat16 and float16 parameters to float32 masters: "exact", 2 bytes, with which
+            they train as float32 ones do; "split8", 1 byte, with stochastic rounding below it; None, nothing, the
+            parameter itself being rounded stochastically. Rounding is unbiased: small updates add up on average. Asking
+            for it where no parameter has 16 bits is refused.
+        seed: at least 0; of the stochastic rounding of "bf16" and "q8" states, and of masters. The same seed gives the
+            same bits on every backend.
         backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable
             VSGD_KERNELS_BACKEND names, or else the fastest for each parameter's device. `python -m vsgd_kernels env`
             lists them.
@@ -99,24 +103,11 @@ class VSGD(FusedOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         state_format: str = "fp32",
+        master_weights: str | None = formats.DEFAULT_MASTER_WEIGHTS,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "ghattg": ghattg,
-            "ps": ps,
-            "tau1": tau1,
-            "tau2": tau2,
-            "weight_decay": weight_decay,
-            "eps": eps,
-            "shape_offset": shape_offset,
-            "maximize": maximize,
-            "capturable": capturable,
-            "state_format": state_format,
-            "seed": seed,
-        }
-        super().__init__(params, defaults, backend)
+        super().__init__(**arguments_of(locals()))
 
     @torch.no_grad()
     def get_current_posterior(self) -> list[Posterior]:

@@ -7,6 +7,7 @@ import torch
 
 from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params, step_counts
 from tests.gpu.tensors import GPU, give_gradients, on_gpu, values_of
+from vsgd_kernels.formats import is_16_bit
 
 pytestmark = GPU
 
@@ -59,15 +60,19 @@ def test_backends_give_the_same_bits(case, dtype, generator):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("style", ["bf16", "q8"])
-def test_formats_give_the_same_bits(case, dtype, style, generator):
+@pytest.mark.parametrize("masters", ["exact", "split8", None])
+@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+def test_formats_give_the_same_bits(case, dtype, style, masters, generator):
     """Codes and parameters of the CPU's kernel, tails and several chunks among them."""
+    if masters != "exact" and not is_16_bit(dtype):
+        pytest.skip("parameters of 16 bits have masters")
+    settings = {**case.settings, "state_format": style, **({"master_weights": masters} if is_16_bit(dtype) else {})}
     start = [torch.randn(n, generator=generator).to(dtype) for n in (4096, 4097, 20_000, 100_001)]
     grads = [[gradient(t, generator) for t in start] for _ in range(3)]
     outcomes = []
     for name, device in (("cpp", "cpu"), ("triton", "cuda"), ("cuda", "cuda")):
         params = [torch.nn.Parameter(t.to(device)) for t in start]
-        optimizer = case.optimizer(params, **case.settings, state_format=style, seed=3, backend=name)
+        optimizer = case.optimizer(params, **settings, seed=3, backend=name)
         for new in grads:
             for param, grad in zip(params, new, strict=True):
                 param.grad = grad.to(device)

@@ -1,4 +1,4 @@
-"""What the backends for GPUs share: tables on the device, one launch for all tensors of a dtype, device-side counts."""
+"""What the backends for GPUs share: tables on the device, one launch for all tensors of a path, device-side counts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch, Gradients
+from ..formats import extra_bits
 from ..rules import arithmetic_dtype
 from ..state_formats import format_of
 from .scalars import HostScalars
@@ -19,7 +20,7 @@ ALIGNMENT = 16  # bytes of the widest access
 CHUNK = 4096  # elements that a program steps
 
 _NUMEL, _LAYOUT = (COLUMNS.index(name) for name in ("numel", "layout"))
-_ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "state0", "state1", "state2", "state3")]
+_ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "variance", "state0", "state1", "state2", "state3")]
 
 
 def capturing() -> bool:
@@ -35,12 +36,14 @@ class Path(NamedTuple):
         aligned: whether every address is a multiple of `ALIGNMENT`.
         strided: whether the operands run over memory in different orders.
         format: of the states.
+        extra: bits of the masters beyond those of the parameters.
     """
 
     dtype: torch.dtype
     aligned: bool
     strided: bool
     format: str
+    extra: int
 
 
 class DeviceBackend(ABC):
@@ -105,7 +108,8 @@ class Prepared:
         strided = self.table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
-            path = Path(param.dtype, bool(aligned[i]), bool(strided[i]), format_of(self.batch.states[i]))
+            style, extra = format_of(self.batch.states[i]), extra_bits(self.batch.lows[i])
+            path = Path(param.dtype, bool(aligned[i]), bool(strided[i]), style, extra)
             paths.setdefault(path, []).append(i)
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version

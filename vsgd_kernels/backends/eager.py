@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .. import reference, state_formats
 from ..batch import Batch, Gradients
-from ..formats import load_param, store_param
+from ..formats import extra_bits, is_16_bit, load_param, master_noise, store_param
 from ..noise import Noise
+from ..philox import words
 from ..rules import arithmetic_dtype
 from .device import capturing
 
@@ -48,13 +49,21 @@ class EagerBackend:
         b = prepared
         update = reference.RULES[b.rule.name]
         rows = b.read_hyper().tolist()
-        columns = zip(b.params, b.lows, grads.tensors, b.states, b.blocks, b.steps, b.groups, b.keys, strict=True)
-        for param, low, grad, states, blocks, step, group, key in columns:
+        columns = zip(
+            b.params, b.lows, grads.tensors, b.states, b.blocks, b.steps, b.groups, b.keys, b.seeds, b.places,
+            b.variances, strict=True,
+        )  # fmt: skip
+        for param, low, grad, states, blocks, step, group, key, seed, place, variance in columns:
             step += 1
             dtype = arithmetic_dtype(param.dtype)
             scalars = b.rule.scalars(step.item(), rows[group], dtype)
-            ghat = reference.bounded(grad.to(dtype) * (scalars.sign / scale))
+            factor = scalars.sign / scale
+            ghat = reference.bounded(grad.to(dtype) * factor)
             old = tuple(state_formats.decode(b.rule, states, blocks))
-            theta, new = update(load_param(param, low), ghat, old, scalars)
-            store_param(param, low, theta)
-            state_formats.encode(b.rule, new, states, blocks, Noise.of(key, int(step.item())))
+            extra = [words(seed, place, int(step.item()), states[0])] if b.rule.draws else []
+            extra += [] if variance is None else [reference.bounded_variance(variance * factor * factor)]
+            theta, new = update(load_param(param, low), ghat, old, scalars, *extra)
+            noise = Noise.of(key, int(step.item()))
+            rounds = is_16_bit(param.dtype) and extra_bits(low) < 16
+            store_param(param, low, theta, master_noise(noise, states) if rounds else None)
+            state_formats.encode(b.rule, new, states, blocks, noise)

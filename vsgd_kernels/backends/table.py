@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..batch import DTYPES, Batch
+from ..formats import extra_bits
 from ..state_formats import FORMATS, format_of
 from .library import Watch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
 COLUMNS = (
-    *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "blocks", "key"),
+    *("param", "low", "step", "numel", "dtype", "group", "layout", "format", "extra", "blocks", "key"),
+    *("seed", "place", "variance"),
     *("state0", "state1", "state2", "state3"),
 )
 #: Of the first state among a tensor's operands: parameter, gradient, low and states.
@@ -45,16 +47,21 @@ class Table:
             batch.groups,
             batch.blocks,
             batch.keys,
+            batch.seeds,
+            batch.places,
+            batch.variances,
             strict=True,
         )
-        for param, low, grad, states, step, group, blocks, key in columns:
-            operands = (param, grad, param if low is None else low, *states)
+        for param, low, grad, states, step, group, blocks, key, seed, place, variance in columns:
+            operands = [param, grad, param if low is None else low, *states]
+            operands += [] if variance is None else [variance]
             record = layout_record(param.shape, [operand.stride() for operand in operands])
             rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
-            rows.append(list(FORMATS).index(format_of(states)))
-            rows.extend((0 if blocks is None else blocks.data_ptr(), key))
+            rows.extend((list(FORMATS).index(format_of(states)), extra_bits(low)))
+            rows.extend((0 if blocks is None else blocks.data_ptr(), key, seed, place))
+            rows.append(0 if variance is None else variance.data_ptr())
             rows.extend(state.data_ptr() for state in states)
             rows.extend([0] * (len(COLUMNS) - _STATES - len(states)))
             layouts.extend(record)
@@ -63,7 +70,7 @@ class Table:
 
         _check_memory(batch.names, batch.params)
         _check_memory([f"the gradient of {name}" for name in batch.names], grads)
-        sometimes = (tensor for tensor in (*batch.lows, *batch.blocks) if tensor is not None)
+        sometimes = (tensor for tensor in (*batch.lows, *batch.blocks, *batch.variances) if tensor is not None)
         # Not the parameters: torch.utils.swap_tensors, which Module.to may call, refuses tensors that C++ holds.
         self._watch = Watch([*chain.from_iterable(batch.states), *batch.steps, *sometimes])
 

@@ -9,9 +9,12 @@ from ..table import COLUMNS, FIRST_STATE
 
 WIDTH = tl.constexpr(len(COLUMNS))
 OPERAND_STATE = tl.constexpr(FIRST_STATE)
-PARAM, LOW, STEP, NUMEL, GROUP, LAYOUT, BLOCKS, KEY, STATE = (
+PARAM, LOW, STEP, NUMEL, GROUP, LAYOUT, BLOCKS, KEY, SEED, PLACE, VARIANCE, STATE = (
     tl.constexpr(COLUMNS.index(name))
-    for name in ("param", "low", "step", "numel", "group", "layout", "blocks", "key", "state0")
+    for name in (
+        *("param", "low", "step", "numel", "group", "layout", "blocks", "key"),
+        *("seed", "place", "variance", "state0"),
+    )
 )
 
 

@@ -12,9 +12,10 @@ import triton.language as tl
 
 from . import access
 from .access import entry, load, offsets_of, pointer, store
-from .formats import load_param, low_of, stored_param, widen
-from .rules import bounded
-from .states import noise_of
+from .formats import load_param, stored_param, widen
+from .philox import random_words
+from .rules import bounded, bounded_variance
+from .states import master_noise, noise_of
 
 
 @triton.jit
@@ -67,7 +68,10 @@ def step_kernel(
     STORE: tl.constexpr,
     STATES: tl.constexpr,
     RATES: tl.constexpr,  # a bit for each state that is a rate
+    DRAWS: tl.constexpr,  # whether the rule takes random bits
+    SAMPLES: tl.constexpr,  # whether the rule takes a variance of samples
     SCALARS: tl.constexpr,
+    EXTRA: tl.constexpr,  # bits of `low`: 16, 8, or 0 where there is none
     PARAM: tl.constexpr,  # dtype of parameters and gradients
     ARITHMETIC: tl.constexpr,  # dtype of scalars, and of what is computed
     TINY: tl.constexpr,
@@ -91,46 +95,58 @@ def step_kernel(
     factor = s[SCALARS - 1]
     if grad_scale is not None:
         factor = factor / entry(grad_scale).to(ARITHMETIC)
-    noise = noise_of(row, s[SCALARS - 2])
+    t = s[SCALARS - 2]
+    noise = noise_of(row, t)
     numel = entry(row + access.NUMEL)
     start = (program - entry(first_chunk + tensor)) * CHUNK
     for i in range(CHUNK // BLOCK):
         first = start + i * BLOCK
         if first + BLOCK <= numel:
-            _block(row, gradient, layouts, first, numel, s, factor, noise, False, UPDATE, LOAD, STORE,
-                   STATES, RATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE, STATES,
+                   RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
         elif first < numel:
-            _block(row, gradient, layouts, first, numel, s, factor, noise, True, UPDATE, LOAD, STORE,
-                   STATES, RATES, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE, STATES,
+                   RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _block(
-    row, gradient, layouts, first, numel, s, factor, noise, MASKED: tl.constexpr,
+    row, gradient, layouts, first, numel, s, t, factor, noise, MASKED: tl.constexpr,
     UPDATE: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr, STATES: tl.constexpr, RATES: tl.constexpr,
-    PARAM: tl.constexpr, ARITHMETIC: tl.constexpr, TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr,
-    STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+    DRAWS: tl.constexpr, SAMPLES: tl.constexpr, EXTRA: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr,
+    TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Steps elements [first, first + BLOCK) of a tensor, as far as there are any."""
     index = first + tl.arange(0, BLOCK)
     mask = index < numel
-    HAS_LOW: tl.constexpr = PARAM == tl.bfloat16 or PARAM == tl.float16
+    LOW: tl.constexpr = tl.int8 if EXTRA == 8 else tl.int16
 
     param = pointer(entry(row + access.PARAM), PARAM, ALIGN) + offsets_of(row, layouts, index, 0, STRIDED)
     grad = pointer(gradient, PARAM, ALIGN) + offsets_of(row, layouts, index, 1, STRIDED)
     stored = load(param, mask, MASKED)
     ghat = bounded(widen(load(grad, mask, MASKED), ARITHMETIC) * factor, BIG)
-    if HAS_LOW:
-        low = pointer(entry(row + access.LOW), tl.int16, ALIGN) + offsets_of(row, layouts, index, 2, STRIDED)
-        theta = load_param(stored, load(low, mask, MASKED).to(tl.int32))
-    else:
-        theta = stored
+    rest = 0
+    if EXTRA != 0:
+        low = pointer(entry(row + access.LOW), LOW, ALIGN) + offsets_of(row, layouts, index, 2, STRIDED)
+        rest = load(low, mask, MASKED).to(tl.int32) << (16 - EXTRA)
+    theta = load_param(stored, rest)
     state = LOAD(row, layouts, index, numel, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
 
-    theta, state = UPDATE(theta, ghat, state, s, TINY)
+    if DRAWS:
+        extra = random_words(row, first, t, BLOCK)
+    elif SAMPLES:
+        offsets = offsets_of(row, layouts, index, access.OPERAND_STATE + STATES, STRIDED)
+        at = pointer(entry(row + access.VARIANCE), ARITHMETIC, ALIGN) + offsets
+        extra = bounded_variance(load(at, mask, MASKED) * factor * factor, BIG)
+    else:
+        extra = None
+    theta, state = UPDATE(theta, ghat, state, s, extra, TINY)
 
-    stored = stored_param(theta, PARAM)
+    random = 0
+    if (PARAM == tl.bfloat16 or PARAM == tl.float16) and EXTRA < 16:
+        random = master_noise(noise, index)
+    stored, rest = stored_param(theta, random, PARAM, EXTRA)
     store(param, stored, mask, MASKED)
-    if HAS_LOW:
-        store(low, low_of(theta, stored), mask, MASKED)
+    if EXTRA != 0:
+        store(low, (rest >> (16 - EXTRA)).to(LOW), mask, MASKED)
     STORE(row, layouts, index, numel, state, noise, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)

@@ -23,6 +23,12 @@ def bounded(ghat, big):
 
 
 @triton.jit
+def bounded_variance(variance, big):
+    """Clamps variances to what bounded gradients can have; NaN stays."""
+    return tl.where(variance > big * big, big * big, variance)
+
+
+@triton.jit
 def divide(x, y):
     """x / y, rounded to nearest, as on every backend."""
     if x.dtype == tl.float32:
@@ -47,6 +53,17 @@ def power(x, y):
 
 
 @triton.jit
+def complement(beta, t):
+    """1 - beta ** t for float64 beta from 0 to below 1, without cancellation."""
+    exponent = t * tl.log2(beta)
+    u = tl.exp2(exponent)
+    # u's rounding, which 1 - u brings to light, is in its logarithm as well (Kahan's expm1).
+    cancels = (u > 0.5) & (u < 1.0)
+    exact = (1.0 - u) * (exponent / tl.log2(tl.where(cancels, u, 0.5)))
+    return tl.where(cancels, exact, tl.where(u < 1.0, 1.0 - u, -exponent * 0.6931471805599453))
+
+
+@triton.jit
 def prior_rate(rate, tiny, big):
     """A prior rate, within what the arithmetic type can hold."""
     return tl.minimum(tl.maximum(rate, tiny), big * big)
@@ -67,8 +84,8 @@ def vsgd_scalars(t, h, tiny, big):
 
 
 @triton.jit
-def vsgd(theta, ghat, state, s, tiny):
-    """One step of VSGD, Algorithm 1."""
+def vsgd(theta, ghat, state, s, variance, tiny):
+    """One step of VSGD, Algorithm 1, or of SampleVSGD, Appendix A.3."""
     mug, bg, bhg = state
     inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _, _ = s
     w = divide(bg, bg + bhg)  # gain
@@ -77,13 +94,77 @@ def vsgd(theta, ghat, state, s, tiny):
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
-    bg = at_least(bg + rho1 * (pbg + (sigma2 + dg * dg) - bg), tiny)  # 18, 20
-    bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + dghat * dghat) - bhg), tiny)  # 19, 21
+    qg = dg * dg
+    qghat = dghat * dghat
+    if variance is not None:  # 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
+        qg = qg + w * w * variance
+        qghat = qghat + (1.0 - w) * (1.0 - w) * variance
+    bg = at_least(bg + rho1 * (pbg + (sigma2 + qg) - bg), tiny)  # 18, 20
+    bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + qghat) - bhg), tiny)  # 19, 21
     theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
     return theta, (mug, bg, bhg)
 
 
+@triton.jit
+def constant_vsgd_scalars(t, h, tiny, big):
+    """The scalars of step t of ConstantVSGD, in float64."""
+    lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset = h
+    w = 1.0 / (ghattg + 1.0)
+    pb = prior_rate(2.0 * ps, tiny, big)
+    inv_a = 1.0 / (pb + shape_offset + tl.where(t == 1.0, 0.0, 2.0))
+    rho = power(t, -tau)
+    decay = 1.0 - lr * weight_decay
+    sign = tl.where(maximize != 0.0, -1.0, 1.0)
+    return w, inv_a, pb, rho, lr, decay, eps, t, sign
+
+
+@triton.jit
+def constant_vsgd(theta, ghat, state, s, extra, tiny):
+    """One step of ConstantVSGD, Algorithm 2."""
+    mug, b = state
+    w, inv_a, pb, rho, lr, decay, eps, _, _ = s
+    sigma2 = at_least(b * w * inv_a, tiny)  # 35
+    d = ghat - mug
+    dg = w * d  # mug' - mug
+    dghat = d - dg  # ghat - mug'
+    mug = mug + dg  # 34
+    # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
+    b = at_least(b + rho * (pb + (b * inv_a + d * dghat) - b), tiny)
+    theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
+    return theta, (mug, b)
+
+
+@triton.jit
+def stoch_grad_adam_scalars(t, h, tiny, big):
+    """The scalars of step t of StochGradAdam, in float64."""
+    lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate = h
+    kept = tl.ceil(sampling_rate * 16777216.0)
+    m_scale = 1.0 / complement(beta1, t)
+    v_scale = 1.0 / complement(beta2, t)
+    sign = tl.where(maximize != 0.0, -1.0, 1.0)
+    beta1 = beta1 * decay
+    decay = 1.0 - lr * weight_decay
+    return kept, beta1, 1.0 - beta1, beta2, 1.0 - beta2, m_scale, v_scale, lr, decay, eps, t, sign
+
+
+@triton.jit
+def stoch_grad_adam(theta, ghat, state, s, words, tiny):
+    """One step of StochGradAdam, Algorithm 1 of Yun's paper."""
+    m, v = state
+    kept, beta1, gain1, beta2, gain2, m_scale, v_scale, lr, decay, eps, _, _ = s
+    phi = ((words >> 8).to(tl.int32).to(ghat.dtype) < kept).to(ghat.dtype) * ghat  # U = (word >> 8) 2^-24
+    m = beta1 * m + gain1 * phi
+    v = at_least(beta2 * v + gain2 * (phi * phi), tiny)
+    theta = theta * decay - lr * divide(m * m_scale, square_root(v * v_scale) + eps)
+    return theta, (m, v)
+
+
 #: rule name -> its update
-RULES = {"vsgd": vsgd}
+RULES = {"vsgd": vsgd, "sample_vsgd": vsgd, "constant_vsgd": constant_vsgd, "stoch_grad_adam": stoch_grad_adam}
 #: rule name -> its scalars
-SCALARS = {"vsgd": vsgd_scalars}
+SCALARS = {
+    "vsgd": vsgd_scalars,
+    "sample_vsgd": vsgd_scalars,
+    "constant_vsgd": constant_vsgd_scalars,
+    "stoch_grad_adam": stoch_grad_adam_scalars,
+}

@@ -9,13 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...state_formats import CODES
+from ...noise import CODES, MASTER_NOISE
+from ...state_formats import MEAN_SHIFT, SPAN
 from . import access
 from .access import entry, load, offsets_of, pointer, store
 from .formats import bits_of_bf16
-from .rules import divide, square_root
+from .rules import divide
 
-_CODES = tl.constexpr(CODES)
+_MASTER_NOISE = tl.constexpr(MASTER_NOISE)
+_CODES, _SPAN, _MEAN_SHIFT = tl.constexpr(CODES), tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
 
 
 @triton.jit
@@ -36,18 +38,22 @@ def _mix(x):
 
 
 @triton.jit
-def _random(noise, index, k: tl.constexpr):
-    """32 random bits for state k of each element."""
+def random_bits(noise, index, k: tl.constexpr):
+    """32 random bits for state k of each element, of which the uppermost count most."""
     a, b = noise
-    x = index.to(tl.uint32) + (index >> 32).to(tl.uint32) * 0x9E3779B9 + a
+    block = index // _CODES
+    number = block * 4 + k
+    x = number.to(tl.uint32) + (number >> 32).to(tl.uint32) * 0x9E3779B9 + a
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15) ^ b) * 0x846CA68B
     x = x ^ (x >> 16)
-    TURN: tl.constexpr = (k % 2) * 16 + (k // 2) * 8
-    if TURN == 0:
-        return x
-    else:
-        return (x << TURN) | (x >> (32 - TURN))
+    return x + (index - block * _CODES).to(tl.uint32) * 0x9E3779B9
+
+
+@triton.jit
+def master_noise(noise, index):
+    """32 random bits for each element's master."""
+    return random_bits(noise, index, _MASTER_NOISE)
 
 
 @triton.jit
@@ -101,7 +107,7 @@ def store_bf16(
     """States that are the upper half of a float32, rounded stochastically."""
     for k in tl.static_range(STATES):
         bits = state[k].to(tl.uint32, bitcast=True)
-        code = tl.where(state[k] != state[k], 0x7FC0, (bits + (_random(noise, index, k) >> 16)) >> 16)
+        code = tl.where(state[k] != state[k], 0x7FC0, (bits + (random_bits(noise, index, k) >> 16)) >> 16)
         stored = code.to(tl.uint16).to(tl.bfloat16, bitcast=True)
         store(_at(row, layouts, index, k, tl.bfloat16, ALIGN, STRIDED), stored, index < numel, MASKED)
 
@@ -132,14 +138,17 @@ def load_q8(
         if (RATES >> k) & 1:
             code = load(_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
             each = _each(word, BLOCK)
-            bits = tl.where(code == 255, 0x7FC00000, (each & -32) + (code << (each & 31)))
+            bits = (each & 0x7FFFFFE0) + (code << (each & 31))
+            bits = tl.where((code == 255) & (each < 0), 0x7FC00000, bits)
             state = state + (bits.to(tl.float32, bitcast=True),)
         else:
             code = load(_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
-            largest = tl.full(word.shape, 16129.0, tl.float32)
-            unit = _each(divide(word.to(tl.float32, bitcast=True), largest), BLOCK)
-            value = (code * tl.abs(code)).to(tl.float32) * unit
-            state = state + (tl.where(code == -128, float("nan"), value),)
+            span = tl.full(word.shape, _SPAN, tl.float32)
+            unit = _each(divide((word & 0x7FFFFFFF).to(tl.float32, bitcast=True), span), BLOCK)
+            y = (0x3F800000 + (tl.abs(code) << _MEAN_SHIFT)).to(tl.float32, bitcast=True)
+            value = (y - 1.0) * unit
+            value = tl.where(code < 0, -value, value)
+            state = state + (tl.where((code == -128) & (_each(word, BLOCK) < 0), float("nan"), value),)
     return state
 
 
@@ -156,7 +165,8 @@ def store_q8(
         number = state[k] == state[k]
         counts = number & (index < numel)
         high = _max_of_blocks(tl.where(counts, magnitude, 0), BLOCK)
-        random = _random(noise, index, k)
+        has_nan = _max_of_blocks(tl.where(number | (index >= numel), 0, 1), BLOCK) << 31
+        random = random_bits(noise, index, k)
         if (RATES >> k) & 1:
             low = 0x7FFFFFFF - _max_of_blocks(tl.where(counts, 0x7FFFFFFF - magnitude, 0), BLOCK)
             word = _rate_word(tl.minimum(low, high), high)
@@ -167,16 +177,14 @@ def store_q8(
             store(_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), code, index < numel, MASKED)
         else:
             word = tl.maximum(high, 0x0D800000)  # 2^-100
-            largest = tl.full(word.shape, 16129.0, tl.float32)
-            per_unit = _each(divide(largest, word.to(tl.float32, bitcast=True)), BLOCK)
-            y = tl.where(number, magnitude, 0).to(tl.float32, bitcast=True) * per_unit
-            c = tl.minimum(square_root(y).to(tl.int32), 126)
-            # Up with the probability that keeps the mean.
-            up = (random >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08 * (2 * c + 1).to(tl.float32)
-            c = c + (up < y - (c * c).to(tl.float32)).to(tl.int32)
+            span = tl.full(word.shape, _SPAN, tl.float32)
+            per_unit = _each(divide(span, word.to(tl.float32, bitcast=True)), BLOCK)
+            y = tl.where(number, magnitude, 0).to(tl.float32, bitcast=True) * per_unit + 1.0
+            raised = y.to(tl.int32, bitcast=True) - 0x3F800000 + (random >> (32 - _MEAN_SHIFT)).to(tl.int32)
+            c = raised >> _MEAN_SHIFT
             code = tl.where(number, tl.where(bits < 0, -c, c), -128).to(tl.int8)
             store(_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), code, index < numel, MASKED)
-        tl.store(words + k, word, mask=block * _CODES < numel)
+        tl.store(words + k, word | has_nan, mask=block * _CODES < numel)
 
 
 @triton.jit

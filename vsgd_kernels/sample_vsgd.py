@@ -1,0 +1,190 @@
+"""VSGD on samples, Appendix A.3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import rules
+from .batch import check_grad, check_param
+from .plan import param_name
+from .samples import Samples
+from .vsgd import VSGD
+
+
+class SampleVSGD(VSGD):
+    r"""VSGD that sees the samples of a step's gradient, and not only their mean.
+
+    Chen, Kuzina, Esmaeili and Tomczak, "Variational Stochastic Gradient Descent for Deep Neural Networks",
+    Appendix A.3: each of M gradients :math:`\hat g^{(i)}` updates the posterior by itself, and the results are
+    averaged. Of the samples, only their mean :math:`\bar g` and variance :math:`v` enter: with
+    :math:`q = \frac{1}{M} \sum_i (\hat g^{(i)} - \mu)^2 = (\bar g - \mu)^2 + v`, and w, σ² and ρ as in `VSGD`,
+
+    .. math::
+        \mu' &= \mu + w (\bar g - \mu)                                                              & (71) \\
+        b_g' &= b_g + \rho_1 (\gamma + (\sigma^2 + w^2 q) / 2 - b_g)                                 & (73) \\
+        b_{\hat g}' &= b_{\hat g} + \rho_2 (K_g \gamma + (\sigma^2 + (1 - w)^2 q) / 2 - b_{\hat g})    & (74) \\
+        \theta' &= \theta (1 - \eta \lambda) - \eta \mu' / (\sqrt{\mu'^2 + \sigma^2} + \epsilon)       & (24)
+
+    Arguments and state are `VSGD`'s. A sample is what a call of `accumulate` finds:
+
+    - micro-batches: the gradient of each backward pass is one sample.
+
+      >>> for micro_batch in batch:
+      ...     loss(model, micro_batch).backward()  # the mean loss; not divided by the number of micro-batches
+      ...     optimizer.accumulate()
+      >>> optimizer.step()
+
+    - per-sample gradients: `param.grad_sample` of shape [M, *param.shape], as Opacus sets it, or as
+      ``torch.func.vmap(torch.func.grad(loss), ...)`` gives it.
+
+      >>> for name, param in model.named_parameters():
+      ...     param.grad_sample = per_sample_gradients[name]
+      >>> optimizer.accumulate()
+      >>> optimizer.step()
+
+    - data-parallel processes: each feeds its own gradients, which nobody averages (DistributedDataParallel under
+      `no_sync`), and `all_reduce` brings all of them together before the step.
+
+    All samples have the same weight. Between two steps there are two numbers an element, mean and variance, where
+    accumulation in `.grad` has one; the variance stays allocated. Samples are no part of the state dict.
+
+    `step` takes gradients that were not accumulated as one more sample. So with none accumulated it is `VSGD`, to the
+    bit; and with `torch.amp.GradScaler`, which looks at `.grad`, leave those of the last micro-batch there. A step that
+    the scaler skips, and one whose samples are not all finite, discards its samples: they have another scale than the
+    next ones.
+    """
+
+    rule = rules.SAMPLE_VSGD
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Takes each parameter's `grad_sample`, or else its `grad` as one sample, and sets both to None.
+
+        Raises:
+            RuntimeError: no parameter has either.
+            TypeError, ValueError: one of them does not fit its parameter, or the numbers of samples of the parameters
+                differ; nothing is taken then.
+        """
+        if not self._take(self._found()):
+            raise RuntimeError("accumulate() found no parameter with a grad or grad_sample; call it after backward()")
+
+    @torch.no_grad()
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Brings together the samples of the processes of a group; every one of them must call it, before the step.
+
+        Gradients that were not accumulated count as one more sample. Every process has the samples of all then, and
+        the parameters stay the same on all.
+
+        Args:
+            group: the processes; None stands for all of them.
+        """
+        self._take(self._found())
+        params = [param for param_group in self.param_groups for param in param_group["params"]]
+        counts = torch.tensor([self._samples_of(param).count for param in params], device=params[0].device)
+        dist.all_reduce(counts, group=group)
+        for param, total in zip(params, counts.tolist(), strict=True):
+            if total:
+                self._samples_of(param).all_reduce(total, group)
+
+    def discard(self) -> None:
+        """Forgets all samples since the last step; gradients stay."""
+        for samples in self._samples.values():
+            samples.clear()
+
+    def _found(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that have something to be taken, and what errors call them."""
+        for i, group in enumerate(self.param_groups):
+            for j, param in enumerate(group["params"]):
+                if param.grad is not None or getattr(param, "grad_sample", None) is not None:
+                    yield param_name(self.param_groups, i, j), param
+
+    def _samples_of(self, param: Tensor) -> Samples:
+        samples = self._samples.get(param)
+        if samples is None or not (samples.count or samples.fits(param)):
+            samples = self._samples[param] = Samples.none_of(param)
+        return samples
+
+    def _take(self, found: Iterator[tuple[str, Tensor]]) -> bool:
+        """Feeds parameters what they have; whether there was any."""
+        taken = [(name, param, _samples_in(name, param)) for name, param in found]
+        lengths = {name: len(samples) for name, param, samples in taken if _has_samples(param)}
+        for name, length in lengths.items():
+            if length != (first := next(iter(lengths.values()))):
+                raise ValueError(
+                    f"grad_sample of {name} must have as many samples as that of {next(iter(lengths))}, {first}, "
+                    f"got {length}"
+                )
+        for name, param, _ in taken:
+            if not self._samples_of(param).fits(param):
+                raise ValueError(
+                    f"{name} has changed its shape, dtype or device since it was fed; discard() its samples"
+                )
+        for _, param, samples in taken:
+            self._samples_of(param).add(samples)
+            param.grad = None
+            if _has_samples(param):
+                param.grad_sample = None  # type: ignore[attr-defined]
+        return bool(taken)
+
+    def _step(self) -> None:
+        """Steps with the means in place of the gradients, and forgets the samples."""
+        self._take((name, p) for name, p in self._found() if _has_samples(p) or self._samples_of(p).count)
+        fed = {param: samples for param, samples in self._samples.items() if samples.count}
+        stepping = [param for _, param in self._found()]
+        if not (fed or stepping):
+            raise RuntimeError(
+                "no parameter was fed since the last step: call backward(), and accumulate() after each micro-batch"
+            )
+        for param in stepping:
+            self._samples_of(param)  # whose variance is 0
+        found_inf = getattr(self, "found_inf", None)
+        try:
+            for param, samples in fed.items():
+                if samples.mean is not None:
+                    param.grad = samples.mean.to(param.dtype)
+            if found_inf is not None:
+                self.found_inf = _or_not_finite(found_inf, [s.mean for s in fed.values() if s.mean is not None])
+            super()._step()
+        finally:
+            for param in fed:
+                param.grad = None
+        self.discard()
+
+
+def _has_samples(param: Tensor) -> bool:
+    return getattr(param, "grad_sample", None) is not None
+
+
+def _samples_in(name: str, param: Tensor) -> Tensor:
+    """[M, *shape] what a parameter has to be taken; of several `grad_sample`, one after the other."""
+    check_param(name, param)
+    samples = getattr(param, "grad_sample", None)
+    if samples is None:
+        grad = cast(Tensor, param.grad)
+        check_grad(name, param, grad)
+        return grad.unsqueeze(0)
+    parts = list(samples) if isinstance(samples, Sequence) else [samples]
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"grad_sample of {name} must be a tensor, got {part!r}")
+        if part.dim() != param.dim() + 1 or part.shape[1:] != param.shape or len(part) == 0:
+            raise ValueError(
+                f"grad_sample of {name} must have the shape [samples, {', '.join(map(str, param.shape))}], with one "
+                f"or more samples, got {tuple(part.shape)}"
+            )
+        if part.dtype != param.dtype or part.layout != torch.strided:
+            raise TypeError(f"grad_sample of {name} must be dense and {param.dtype}, got {part.layout}, {part.dtype}")
+        if part.device != param.device:
+            raise ValueError(f"grad_sample of {name} must be on {param.device}, got {part.device}")
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _or_not_finite(found_inf: Tensor, means: list[Tensor]) -> Tensor:
+    """found_inf, or 1 where one of the means is not finite."""
+    bad = [(~mean.isfinite()).any().to(found_inf) for mean in means]
+    return torch.stack([found_inf.reshape(()), *bad]).amax()
