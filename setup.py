@@ -29,7 +29,7 @@ CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torc
 # Machine code for these, and PTX of the last for what comes after it.
 CUDA_ARCHITECTURES = ("80", "90", "100")
 HEADERS = (
-    *("chunks", "formats", "lanes", "noise", "numbers", "philox", "rules"),
+    *("chunks", "formats", "lanes", "noise", "numbers", "operands", "philox", "rules"),
     *("run_cpu", "states", "step_cpu", "step_device", "watch"),
 )
 

@@ -210,13 +210,22 @@ struct Tile {
   }
 };
 
+// A copy field by field: of addresses that it copies as a whole nvcc does not see that they are the device's memory's, and
+// compiles generic accesses.
+VSGD_FN Row fields_of(const Row& row) {
+  Row copy{row.param, row.low,  row.step, row.numel,  row.dtype, row.group, row.layout, row.format, row.extra, row.blocks,
+           row.key,   row.seed, row.place, row.variance, {}};
+  VSGD_UNROLL for (int k = 0; k < kMaxStates; ++k) copy.state[k] = row.state[k];
+  return copy;
+}
+
 // What one warp of the block of one chunk does.
 template <class Rule, class P, Format format, Path path>
 VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   using A = typename Arithmetic<P>::type;
   if (step.amp.found_inf && *step.amp.found_inf != 0.0f) return;
   const int64_t tensor = step.chunk_tensor[chunk];
-  const Row row = step.rows[tensor];
+  const Row row = fields_of(step.rows[tensor]);
   const int64_t gradient = step.grads[tensor];
   auto s = static_cast<const typename Rule::template Scalars<A>*>(step.scalars)[step.scalar_row[tensor]];
   if (step.amp.grad_scale) s.sign = A(double(s.sign) / double(*step.amp.grad_scale));

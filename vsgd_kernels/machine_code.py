@@ -58,11 +58,11 @@ def inspect(
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
     return [
-        {"kernel": name, "rule": rule.name, "format": path.format, **entry}
-        for rule in RULES.values()
+        {"kernel": name, "rule": rule, "format": path.format, **entry}
+        for rule in rules
         for style in styles
         for name, path in _kernels(style)
-        for entry in _entries(_compile(rule, path, arch), arch)
+        for entry in _entries(_compile(RULES[rule], path, arch), arch)
     ]
 
 

@@ -1,0 +1,69 @@
+// Operands of a run of elements on the CPU, and the masters of 16-bit parameters among them.
+#pragma once
+
+#include "chunks.h"
+#include "formats.h"
+#include "philox.h"
+
+namespace vsgd {
+
+// Where the operands of a run of elements begin, and what is random in it. The run begins with a block of kCodes elements.
+template <class P>
+struct Operands {
+  P* param;
+  void* low;
+  int extra;  // bits of `low`
+  const P* grad;
+  void* state[kMaxStates];
+  uint32_t* words;  // q8's
+  Noise noise;
+  Draw draw;  // of rules that draw
+  const typename Arithmetic<P>::type* variance;  // of rules that take samples
+  int64_t block;  // number in its tensor
+
+  // From element `first` on, the beginning of a block; S: an element of a state in memory.
+  template <class S>
+  VSGD_FN Operands from(int64_t first, int states) const {
+    Operands at = *this;
+    at.param += first;
+    at.low = static_cast<char*>(low) + first * extra / 8;
+    at.grad += first;
+    for (int k = 0; k < states; ++k) at.state[k] = static_cast<S*>(state[k]) + first;
+    at.words += first / kCodes * states;
+    at.variance += first;
+    at.block += first / kCodes;
+    return at;
+  }
+};
+
+// The masters of 16-bit parameters [first, first + n) of a block.
+template <class P>
+VSGD_FN void load_masters(const Operands<P>& at, int64_t first, int64_t n, float* __restrict masters) {
+  const P* param = at.param + first;
+  if (at.extra == 16) {
+    const int16_t* low = static_cast<const int16_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, low[i]);
+  } else if (at.extra == 8) {
+    const int8_t* low = static_cast<const int8_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, low[i] * 256);
+  } else {
+    for (int64_t i = 0; i < n; ++i) masters[i] = load_param(param + i, 0);
+  }
+}
+template <class P>
+VSGD_FN void store_masters(const Operands<P>& at, int64_t first, int64_t n, const float* masters) {
+  P* __restrict param = at.param + first;
+  const uint32_t random = at.extra == 16 ? 0u : at.noise.start(at.block, kMasterNoise) + uint32_t(first) * kGolden;
+  if (at.extra == 16) {
+    int16_t* __restrict low = static_cast<int16_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i) low[i] = int16_t(store_param(param + i, masters[i], 16, 0u));
+  } else if (at.extra == 8) {
+    int8_t* __restrict low = static_cast<int8_t*>(at.low) + first;
+    for (int64_t i = 0; i < n; ++i)
+      low[i] = int8_t(store_param(param + i, masters[i], 8, random + uint32_t(i) * kGolden) >> 8);
+  } else {
+    for (int64_t i = 0; i < n; ++i) store_param(param + i, masters[i], 0, random + uint32_t(i) * kGolden);
+  }
+}
+
+}  // namespace vsgd
