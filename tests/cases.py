@@ -220,6 +220,12 @@ def assert_stepped(optimizer, params, expected):
             )
 
 
+def assert_same_bits(tensors, others):
+    for a, b in zip(tensors, others, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def make_params(generator, n=3):
     params = [torch.nn.Parameter(torch.randn(5, 7 + i, generator=generator)) for i in range(n)]
     for param in params:
