@@ -15,6 +15,7 @@ from tests.cases import CASES
 from vsgd_kernels import backends
 from vsgd_kernels.backends import device
 from vsgd_kernels.backends.triton import engine, interpreted
+from vsgd_kernels.formats import MASTER_WEIGHTS
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -66,6 +67,18 @@ def vector():
 def case(request):
     """Each rule."""
     return CASES[request.param]
+
+
+@pytest.fixture(params=list(MASTER_WEIGHTS), ids=str)
+def mode(request):
+    """Each `master_weights`."""
+    return request.param
+
+
+@pytest.fixture(params=["split8", None], ids=str)
+def rounded(request):
+    """Those that round."""
+    return request.param
 
 
 @pytest.fixture

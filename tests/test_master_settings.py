@@ -8,20 +8,9 @@ import torch
 
 from tests.cases import assert_same_bits, gradient, master_of, through_a_file, train
 from vsgd_kernels import VSGD
+from vsgd_kernels.formats import MASTER_WEIGHTS
 
-MODES = ["exact", "split8", None]
 BF16, FP16 = torch.bfloat16, torch.float16
-
-
-@pytest.fixture(params=MODES, ids=str)
-def mode(request):
-    return request.param
-
-
-@pytest.fixture(params=["split8", None], ids=str)
-def rounded(request):
-    """Those that round."""
-    return request.param
 
 
 def make(mode, generator, backend=None, **settings):
@@ -50,7 +39,7 @@ def test_resume_is_exact(mode, generator, backend):
         assert_same_bits(tensors_of(params, optimizer), tensors_of(own, its)) if its is not optimizer else None
 
 
-@pytest.mark.parametrize("old", MODES, ids=str)
+@pytest.mark.parametrize("old", list(MASTER_WEIGHTS), ids=str)
 @pytest.mark.parametrize("how", ["load", "group"])
 def test_into_another_mode(old, mode, how, generator, backend):
     """The master is kept as far as it goes, and the parameter is not touched."""

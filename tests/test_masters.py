@@ -21,7 +21,6 @@ from vsgd_kernels import VSGD, backends, formats
 from vsgd_kernels.noise import Noise, tensor_key
 from vsgd_kernels.state_formats import SMALLEST
 
-MODES = ["exact", "split8", None]
 BF16, FP16 = torch.bfloat16, torch.float16
 #: half a unit in the last place beyond the largest number: from here on the nearest 16-bit value is Inf
 OVERFLOW = {BF16: 2.0**128 - 2.0**119, FP16: 65520.0}
@@ -32,17 +31,6 @@ FOLLOWS = {"ps": 1e-20, "ghattg": 1e-8}
 
 @pytest.fixture(params=[BF16, FP16], ids=str)
 def dtype(request):
-    return request.param
-
-
-@pytest.fixture(params=MODES, ids=str)
-def mode(request):
-    return request.param
-
-
-@pytest.fixture(params=["split8", None], ids=str)
-def rounded(request):
-    """Those that round."""
     return request.param
 
 

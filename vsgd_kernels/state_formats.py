@@ -102,8 +102,10 @@ def encode(
         return
     for k, (key, state, value) in enumerate(zip(rule.states, states, values, strict=True)):
         flat = _memory_order(value, state).float()
-        nearest = torch.full_like(flat, 2**31, dtype=torch.int64)
-        random = nearest if noise is None else noise.bits(flat.numel(), flat.device, k)
+        if noise is None:
+            random = torch.full_like(flat, 2**31, dtype=torch.int64)
+        else:
+            random = noise.bits(flat.numel(), flat.device, k)
         if blocks is None:
             codes = _encode_bf16(flat, random)
         elif key in rule.rates:
