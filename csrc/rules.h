@@ -23,6 +23,26 @@ VSGD_FN double prior_rate(double rate) {
   return rate < floor ? floor : rate > ceiling ? ceiling : rate;
 }
 
+// The hyperparameters with which every rule's row begins, and the scalars with which every rule's end.
+struct CommonHyper {
+  enum { lr, weight_decay, eps, maximize, count };
+};
+template <class S>
+VSGD_FN void set_common(S& s, double t, const double* h) {
+  using A = decltype(s.lr);
+  s.lr = A(h[CommonHyper::lr]);
+  s.decay = A(1.0 - h[CommonHyper::lr] * h[CommonHyper::weight_decay]);
+  s.eps = A(h[CommonHyper::eps]);
+  s.t = A(t);
+  s.sign = h[CommonHyper::maximize] != 0.0 ? A(-1) : A(1);
+}
+
+// The parameter step of the variational rules.
+template <class A, class S>
+VSGD_FN A variational_move(A theta, A mug, A sigma2, const S& s) {
+  return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+}
+
 // What `infer` takes beside an element's gradient and states, where its rule says so.
 template <class A>
 struct Given {
@@ -36,7 +56,7 @@ struct VsgdOf {
   static constexpr int states = 3;
   static constexpr bool draws = false, samples = kSamples;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
-  enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset, hypers };
+  enum Hyper { ghattg = CommonHyper::count, ps, tau1, tau2, shape_offset, hypers };
 
   template <class A>
   struct Scalars {
@@ -52,11 +72,7 @@ struct VsgdOf {
     s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 1.0)));
     s.rho1 = A(pow(t, -h[tau1]));
     s.rho2 = A(pow(t, -h[tau2]));
-    s.lr = A(h[lr]);
-    s.decay = A(1.0 - h[lr] * h[weight_decay]);
-    s.eps = A(h[eps]);
-    s.t = A(t);
-    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    set_common(s, t, h);
     return s;
   }
 
@@ -81,7 +97,7 @@ struct VsgdOf {
 
   template <class A>
   VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
-    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+    return variational_move(theta, mug, sigma2, s);
   }
 };
 
@@ -98,7 +114,7 @@ struct ConstantVsgd {
   static constexpr int states = 2;
   static constexpr bool draws = false, samples = false;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
-  enum Hyper { lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset, hypers };
+  enum Hyper { ghattg = CommonHyper::count, ps, tau, shape_offset, hypers };
 
   template <class A>
   struct Scalars {
@@ -113,11 +129,7 @@ struct ConstantVsgd {
     s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 2.0)));
     s.pb = A(prior);
     s.rho = A(pow(t, -h[tau]));
-    s.lr = A(h[lr]);
-    s.decay = A(1.0 - h[lr] * h[weight_decay]);
-    s.eps = A(h[eps]);
-    s.t = A(t);
-    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    set_common(s, t, h);
     return s;
   }
 
@@ -136,7 +148,7 @@ struct ConstantVsgd {
 
   template <class A>
   VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
-    return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+    return variational_move(theta, mug, sigma2, s);
   }
 };
 
@@ -149,7 +161,7 @@ struct StochGradAdam {
   static constexpr int states = 2;
   static constexpr bool draws = true, samples = false;
   VSGD_FN static constexpr bool is_rate(int k) { return k != 0; }
-  enum Hyper { lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate, hypers };
+  enum Hyper { beta1 = CommonHyper::count, beta2, decay, sampling_rate, hypers };
 
   template <class A>
   struct Scalars {
@@ -166,11 +178,7 @@ struct StochGradAdam {
     s.gain2 = A(1.0 - h[beta2]);
     s.m_scale = A(1.0 / complement(h[beta1], t));
     s.v_scale = A(1.0 / complement(h[beta2], t));
-    s.lr = A(h[lr]);
-    s.decay = A(1.0 - h[lr] * h[weight_decay]);
-    s.eps = A(h[eps]);
-    s.t = A(t);
-    s.sign = h[maximize] != 0.0 ? A(-1) : A(1);
+    set_common(s, t, h);
     return s;
   }
 

@@ -14,12 +14,14 @@ template <Format format, class A> struct StoredState { using type = A; };
 template <class A> struct StoredState<Format::bf16, A> { using type = uint16_t; };
 template <class A> struct StoredState<Format::q8, A> { using type = uint8_t; };
 
+constexpr uint32_t kNan = 0x7fc00000u, kInfinity = 0x7f800000u;
+VSGD_FN uint32_t magnitude(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
+
 // bf16: the upper half of a float32.
 VSGD_FN float bf16_decode(uint16_t code) { return bit_cast<float>(uint32_t(code) << 16); }
 VSGD_FN uint16_t bf16_encode(float x, uint32_t random) {
-  uint32_t bits = bit_cast<uint32_t>(x);
-  uint32_t raised = bits + (random >> 16);
-  return uint16_t(((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : raised) >> 16);
+  uint32_t raised = bit_cast<uint32_t>(x) + (random >> 16);
+  return uint16_t((magnitude(x) > kInfinity ? kNan : raised) >> 16);
 }
 
 // q8: 8-bit codes, and for each block of kCodes elements a word for each state.
@@ -31,11 +33,9 @@ VSGD_FN uint16_t bf16_encode(float x, uint32_t random) {
 // that: evenly spaced near 0, and from there on in proportion to m. The word is the largest's bits; NaN is code -128.
 //
 // A word's sign bit says that there are NaN in the block; other blocks need not look for them.
-constexpr uint32_t kHasNan = 0x80000000u, kNan = 0x7fc00000u, kInfinity = 0x7f800000u;
+constexpr uint32_t kHasNan = 0x80000000u;
 constexpr uint32_t kOne = 0x3f800000u, kMeanShift = 19, kLastRate = 254;
 constexpr float kSpan = 246.98f;
-
-VSGD_FN uint32_t magnitude(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
 
 // What a block's word says of its codes, and how they are read and made. Of an unmarked block, `number` and `code` do.
 struct Q8 {

@@ -31,6 +31,11 @@ def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tenso
     return w, sigma2
 
 
+def variational_move(theta: Tensor, mug: Tensor, sigma2: Tensor, s: VsgdScalars | ConstantVsgdScalars) -> Tensor:
+    """The parameter step of the variational rules (Eq. 24)."""
+    return theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))
+
+
 def vsgd(
     theta: Tensor, ghat: Tensor, state: tuple[Tensor, ...], s: VsgdScalars, variance: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -58,7 +63,7 @@ def vsgd(
         qg, qghat = qg + w * w * variance, qghat + (1.0 - w) * (1.0 - w) * variance
     bg = (bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg)).clamp(min=tiny)  # 18, 20
     bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg)).clamp(min=tiny)  # 19, 21
-    theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
+    theta = variational_move(theta, mug, sigma2, s)  # 24
     return theta, (mug, bg, bhg)
 
 
@@ -75,7 +80,7 @@ def constant_vsgd(
     mug = mug + dg  # 34
     # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
     b = (b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b)).clamp(min=tiny)
-    theta = theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))  # 24
+    theta = variational_move(theta, mug, sigma2, s)  # 24
     return theta, (mug, b)
 
 

@@ -37,6 +37,21 @@ def prior_rate(rate: float, dtype: torch.dtype) -> float:
     return min(max(rate, BOUNDS[dtype].tiny), BOUNDS[dtype].big ** 2)
 
 
+#: The hyperparameters with which every rule's begin.
+COMMON_HYPER = ("lr", "weight_decay", "eps", "maximize")
+
+
+def common_scalars(t: float, lr: float, weight_decay: float, eps: float, maximize: float) -> dict[str, float]:
+    """The scalars with which every rule's end."""
+    return {
+        "lr": lr,
+        "decay": 1.0 - lr * weight_decay,
+        "eps": eps,
+        "t": float(t),
+        "sign": -1.0 if maximize else 1.0,
+    }
+
+
 class VsgdScalars(NamedTuple):
     """The scalars of one VSGD step, in double; rates are doubled, as the authors store them."""
 
@@ -63,11 +78,7 @@ def vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> VsgdSc
         pbhg=pbhg,
         rho1=t**-tau1,
         rho2=t**-tau2,
-        lr=lr,
-        decay=1.0 - lr * weight_decay,
-        eps=eps,
-        t=float(t),
-        sign=-1.0 if maximize else 1.0,
+        **common_scalars(t, lr, weight_decay, eps, maximize),
     )
 
 
@@ -100,11 +111,7 @@ def constant_vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) 
         inv_a=1.0 / (pb + shape_offset + (0.0 if t == 1 else 2.0)),
         pb=pb,
         rho=t**-tau,
-        lr=lr,
-        decay=1.0 - lr * weight_decay,
-        eps=eps,
-        t=float(t),
-        sign=-1.0 if maximize else 1.0,
+        **common_scalars(t, lr, weight_decay, eps, maximize),
     )
 
 
@@ -146,11 +153,7 @@ def stoch_grad_adam_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype
         gain2=1.0 - beta2,
         m_scale=1.0 / complement(beta1, t),
         v_scale=1.0 / complement(beta2, t),
-        lr=lr,
-        decay=1.0 - lr * weight_decay,
-        eps=eps,
-        t=float(t),
-        sign=-1.0 if maximize else 1.0,
+        **common_scalars(t, lr, weight_decay, eps, maximize),
     )
 
 
@@ -195,7 +198,7 @@ VSGD = Rule(
     title="VSGD",
     states=("mug", "bg", "bhg"),
     rates=("bg", "bhg"),
-    hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau1", "tau2", "shape_offset"),
+    hyper=(*COMMON_HYPER, "ghattg", "ps", "tau1", "tau2", "shape_offset"),
     scalars=vsgd_scalars,
     scalar_count=len(VsgdScalars._fields),
     initial=vsgd_initial,
@@ -208,7 +211,7 @@ CONSTANT_VSGD = Rule(
     title="ConstantVSGD",
     states=("mug", "b"),
     rates=("b",),
-    hyper=("lr", "weight_decay", "eps", "maximize", "ghattg", "ps", "tau", "shape_offset"),
+    hyper=(*COMMON_HYPER, "ghattg", "ps", "tau", "shape_offset"),
     scalars=constant_vsgd_scalars,
     scalar_count=len(ConstantVsgdScalars._fields),
     initial=constant_vsgd_initial,
@@ -219,7 +222,7 @@ STOCH_GRAD_ADAM = Rule(
     title="StochGradAdam",
     states=("exp_avg", "exp_avg_sq"),
     rates=("exp_avg_sq",),
-    hyper=("lr", "weight_decay", "eps", "maximize", "beta1", "beta2", "decay", "sampling_rate"),
+    hyper=(*COMMON_HYPER, "beta1", "beta2", "decay", "sampling_rate"),
     scalars=stoch_grad_adam_scalars,
     scalar_count=len(StochGradAdamScalars._fields),
     initial=stoch_grad_adam_initial,

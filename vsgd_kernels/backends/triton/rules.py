@@ -70,6 +70,18 @@ def prior_rate(rate, tiny, big):
 
 
 @triton.jit
+def common_scalars(t, lr, weight_decay, eps, maximize):
+    """The scalars with which every rule's end."""
+    return lr, 1.0 - lr * weight_decay, eps, t, tl.where(maximize != 0.0, -1.0, 1.0)
+
+
+@triton.jit
+def variational_move(theta, mug, sigma2, lr, decay, eps):
+    """The parameter step of the variational rules."""
+    return theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)
+
+
+@triton.jit
 def vsgd_scalars(t, h, tiny, big):
     """The scalars of step t of VSGD, in float64."""
     lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset = h
@@ -78,9 +90,7 @@ def vsgd_scalars(t, h, tiny, big):
     inv_a = 1.0 / (pbg + shape_offset + tl.where(t == 1.0, 0.0, 1.0))
     rho1 = power(t, -tau1)
     rho2 = power(t, -tau2)
-    decay = 1.0 - lr * weight_decay
-    sign = tl.where(maximize != 0.0, -1.0, 1.0)
-    return inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, t, sign
+    return (inv_a, pbg, pbhg, rho1, rho2) + common_scalars(t, lr, weight_decay, eps, maximize)
 
 
 @triton.jit
@@ -101,7 +111,7 @@ def vsgd(theta, ghat, state, s, variance, tiny):
         qghat = qghat + (1.0 - w) * (1.0 - w) * variance
     bg = at_least(bg + rho1 * (pbg + (sigma2 + qg) - bg), tiny)  # 18, 20
     bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + qghat) - bhg), tiny)  # 19, 21
-    theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
+    theta = variational_move(theta, mug, sigma2, lr, decay, eps)  # 24
     return theta, (mug, bg, bhg)
 
 
@@ -113,9 +123,7 @@ def constant_vsgd_scalars(t, h, tiny, big):
     pb = prior_rate(2.0 * ps, tiny, big)
     inv_a = 1.0 / (pb + shape_offset + tl.where(t == 1.0, 0.0, 2.0))
     rho = power(t, -tau)
-    decay = 1.0 - lr * weight_decay
-    sign = tl.where(maximize != 0.0, -1.0, 1.0)
-    return w, inv_a, pb, rho, lr, decay, eps, t, sign
+    return (w, inv_a, pb, rho) + common_scalars(t, lr, weight_decay, eps, maximize)
 
 
 @triton.jit
@@ -130,7 +138,7 @@ def constant_vsgd(theta, ghat, state, s, extra, tiny):
     mug = mug + dg  # 34
     # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
     b = at_least(b + rho * (pb + (b * inv_a + d * dghat) - b), tiny)
-    theta = theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)  # 24
+    theta = variational_move(theta, mug, sigma2, lr, decay, eps)  # 24
     return theta, (mug, b)
 
 
@@ -141,10 +149,9 @@ def stoch_grad_adam_scalars(t, h, tiny, big):
     kept = tl.ceil(sampling_rate * 16777216.0)
     m_scale = 1.0 / complement(beta1, t)
     v_scale = 1.0 / complement(beta2, t)
-    sign = tl.where(maximize != 0.0, -1.0, 1.0)
     beta1 = beta1 * decay
-    decay = 1.0 - lr * weight_decay
-    return kept, beta1, 1.0 - beta1, beta2, 1.0 - beta2, m_scale, v_scale, lr, decay, eps, t, sign
+    own = (kept, beta1, 1.0 - beta1, beta2, 1.0 - beta2, m_scale, v_scale)
+    return own + common_scalars(t, lr, weight_decay, eps, maximize)
 
 
 @triton.jit
