@@ -64,8 +64,8 @@ def measure(tensors: int, gradients: str, steps: int) -> dict[str, str | int | f
     for _ in range(3):
         backward()
         optimizer.step()
-    assert optimizer._plan is not None
-    (launch, _), *_ = optimizer._plan._launches
+    assert optimizer._stepper._plan is not None
+    (launch, _), *_ = optimizer._stepper._plan._launches
     kernel, whole = Timed(launch.backend, "run"), Timed(launch, "run")
     step = host_us(optimizer.step, steps, backward)
     del launch.backend.run  # type: ignore[method-assign]

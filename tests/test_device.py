@@ -28,7 +28,7 @@ def copies(monkeypatch):
 
 
 def launches(optimizer):
-    return [inner for launch, _ in optimizer._plan._launches for inner in launch._prepared.launches]
+    return [inner for launch, _ in optimizer._stepper._plan._launches for inner in launch._prepared.launches]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

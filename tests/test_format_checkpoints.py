@@ -8,6 +8,7 @@ import torch
 from tests.cases import through_a_file, train
 from vsgd_kernels import VSGD, state_formats
 from vsgd_kernels.hyperparameters import settings
+from vsgd_kernels.plan import Scope
 
 LARGE = state_formats.SMALLEST + 37
 
@@ -69,7 +70,8 @@ def test_another_format(old, new, how, generator):
         optimizer.param_groups[0]["state_format"] = new
         for param in params:
             param.grad = torch.zeros_like(param)
-        optimizer._make_plan([settings(optimizer.rule.hyper, group) for group in optimizer.param_groups], {})
+        own_settings = [settings(optimizer.rule.hyper, group) for group in optimizer.param_groups]
+        optimizer._stepper._prepare(Scope(optimizer.param_groups, optimizer.state, own_settings, {}))
     for param, values in zip(params, before, strict=True):
         wanted = new if param.numel() >= state_formats.SMALLEST else "fp32"
         assert state_formats.format_of([optimizer.state[param]["bg"]]) == wanted

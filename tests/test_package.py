@@ -20,7 +20,7 @@ def chosen_by(optimizer):
     param = optimizer.param_groups[0]["params"][0]
     param.grad = torch.ones_like(param)
     optimizer.step()
-    return {launch.backend.name for launch, _ in optimizer._plan._launches}
+    return {launch.backend.name for launch, _ in optimizer._stepper._plan._launches}
 
 
 def leaf():

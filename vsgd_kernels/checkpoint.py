@@ -150,7 +150,7 @@ def _convert_state(
     for key, value in zip(rule.states, values, strict=True):
         if key in rule.rates and not _all_positive(value):
             raise ValueError(f"{name}: expected {key} to be greater than 0, found {value.min().item()}")
-    style = state_formats.format_for(own_group["state_format"], param)
+    style = state_formats.format_for(own_group["state_format"], param.dtype, param.numel())
     converted.update(
         (key, Exact(entry)) for key, entry in _in_format(style, rule, param, saved, blocks, values).items()
     )

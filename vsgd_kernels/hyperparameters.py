@@ -13,6 +13,9 @@ from torch import Tensor
 from .formats import DEFAULT_MASTER_WEIGHTS, MASTER_WEIGHTS
 from .state_formats import FORMATS
 
+#: How many seeds there are.
+SEEDS = 2**63
+
 _Limit = tuple[str, Callable[[float], bool]]
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
 _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
@@ -80,7 +83,7 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
         raise ValueError(f"master_weights must be one of {expected}, got {masters!r}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int, got {seed!r}")
-    if not 0 <= seed < 2**63:
+    if not 0 <= seed < SEEDS:
         raise ValueError(f"seed must be at least 0 and below 2^63, got {seed!r}")
     # A number, and a tensor on the CPU beside parameters elsewhere, is read by the host.
     params_device = next((param.device for param in group.get("params", ())), None)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import backends, checkpoint, formats, hyperparameters, state_formats
-from .backends.device import capturing
-from .batch import check_dtype, check_grad, check_param, step_device
-from .plan import Plan, gradients_of, operands_of, param_name
-from .rules import Rule, arithmetic_dtype
+from . import backends, checkpoint, formats, hyperparameters, traced
+from .batch import check_dtype
+from .plan import Scope, param_name
+from .rules import Rule
 from .samples import Samples
+from .stepper import Stepper
 
 
 def arguments_of(constructor: dict[str, Any]) -> dict[str, Any]:
@@ -39,12 +39,21 @@ class FusedOptimizer(Optimizer):
         hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
         self._backend = backend
-        self._plan: Plan | None = None
-        self._captured: list[Plan] = []  # whose tables CUDA graphs read
         self._samples: dict[Tensor, Samples] = {}  # of each parameter, for a rule that takes them
+        self._prepare()
         super().__init__(params, defaults)
         if masters is not formats.DEFAULT_MASTER_WEIGHTS:
             _check_master_weights(masters, self.param_groups)
+
+    def _prepare(self) -> None:
+        """Sets what is neither copied nor saved with the optimizer."""
+        self._stepper = Stepper(self.rule, self._backend)
+        if "_number" not in self.__dict__:
+            self._number = traced.number_of(self)
+
+    def _list_params(self) -> None:
+        # A compiled program reads these: what it reads of param_groups, it would be compiled for.
+        self._params = [param for group in self.param_groups for param in group["params"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with settings of its own where it names them; see `Optimizer.add_param_group`."""
@@ -60,14 +69,12 @@ class FusedOptimizer(Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
+        self._list_params()
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-    # A compiled program calls it as it is, at the price of one graph break.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Performs one step for every parameter that has a gradient.
 
@@ -85,93 +92,35 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step()
+        with torch.no_grad():
+            if torch.compiler.is_compiling():
+                traced.step(self._params, self._number)
+            else:
+                self._step()
         return loss
 
+    # Schedulers wrap step() in a function that compiled programs cannot enter, unless this says that one has done so; all
+    # that their function does is to set _opt_called.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
     def _step(self) -> None:
+        """What `step` does when it is not traced; without its hooks."""
+        self._opt_called = True
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
-        gradients = gradients_of(self.param_groups)
-        if not gradients.tensors:
-            return
-        if capturing():
-            self._check_capture(settings)
         variances = {param: samples.variance for param, samples in self._samples.items()}
-        if self._plan is None or not self._plan.serves(self.param_groups, gradients, self.state, settings, variances):
-            self._plan = None  # lets go of what it holds even where the next cannot be made
-            self._plan = self._make_plan(settings, variances)
-        self._plan.run(gradients, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        if capturing():
-            # The graph's replays read the plan's tables: from now on they are the graph's alone.
-            self._captured.append(self._plan)
-            self._plan = None
+        scope = Scope(self.param_groups, self.state, settings, variances)
+        self._stepper.step(scope, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 
-    def _check_capture(self, settings: list[hyperparameters.Settings]) -> None:
-        for op in operands_of(self.param_groups):
-            if not settings[op.group].capturable:
-                raise RuntimeError(
-                    f"a CUDA graph is being captured, and group {op.group} has capturable=False: its scalars are "
-                    "computed on the host; construct the optimizer with capturable=True"
-                )
-            if not self.state.get(op.param):
-                raise RuntimeError(
-                    f"a CUDA graph is being captured, and {op.name} has no state yet: replays would make it anew each "
-                    "time; take a step before the capture"
-                )
-
-    def _make_plan(self, settings: list[hyperparameters.Settings], variances: dict[Tensor, Tensor]) -> Plan:
-        """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches."""
-        operands = list(operands_of(self.param_groups))
-        for op in operands:
-            check_param(op.name, op.param)
-            check_grad(op.name, op.param, op.grad)
-        fresh = [op.param for op in operands if not self.state.get(op.param)]
-        try:
-            for op in operands:
-                self._init_state(op.param, settings[op.group])
-            return Plan(self.rule, self._backend, self.param_groups, self.state, settings, variances)
-        except BaseException:
-            for param in fresh:
-                self.state.pop(param, None)
-            raise
-
-    def _init_state(self, param: Tensor, settings: hyperparameters.Settings) -> None:
-        """Gives a parameter the state that it lacks: all at its first step, what its group's settings change later."""
-        state = self.state[param]
-        device = step_device(param, settings.capturable)
-        style = state_formats.format_for(settings.state_format, param)
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            initial = self.rule.initial(settings.row, arithmetic_dtype(param.dtype))
-            state.update(state_formats.initial(style, self.rule, param, initial))
-        elif self._is_in_another_format(state, param, style):
-            converted = state_formats.converted(style, self.rule, param, state)
-            state.pop(state_formats.BLOCKS, None)
-            state.update(converted)
-        self._init_low(state, param, formats.low_dtype(settings.master_weights, param.dtype))
-        if isinstance(step := state.get("step"), Tensor) and step.device != device:
-            state["step"] = step.to(device)  # it was loaded, or the group has become capturable
-
-    def _init_low(self, state: dict[str, Any], param: Tensor, dtype: torch.dtype | None) -> None:
-        """Gives a parameter the `low` of its group's setting; one that does not fit is left for the checks."""
-        low = state.get("low")
-        if dtype is None:
-            state.pop("low", None)
-        elif "low" not in state:
-            state["low"] = formats.converted_low(param, None, dtype)
-        elif (
-            isinstance(low, Tensor)
-            and low.dtype != dtype
-            and low.dtype in formats.MASTER_WEIGHTS.values()
-            and low.shape == param.shape
-        ):
-            state["low"] = formats.converted_low(param, low, dtype)
-
-    def _is_in_another_format(self, state: dict[str, Any], param: Tensor, style: str) -> bool:
-        """Whether a group's format has changed; a state that does not fit its parameter is left for the checks."""
-        states = [own for key in self.rule.states if isinstance(own := state.get(key), Tensor)]
-        if len(states) < len(self.rule.states) or any(own.shape != param.shape for own in states):
-            return False
-        return state_formats.format_of(states) != style
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets all gradients; see `Optimizer.zero_grad`."""
+        if not torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for param in self._params:
+            if set_to_none:
+                param.grad = None
+            elif param.grad is not None:
+                param.grad.zero_()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.
@@ -209,9 +158,9 @@ class FusedOptimizer(Optimizer):
         """Restores what `__getstate__` kept, or takes what `load_state_dict` loaded."""
         checkpoint.unwrap(state["state"].items())
         super().__setstate__(state)
-        self._plan = None
-        self._captured = []
         self._samples = state.get("_samples", {})
+        self._prepare()
+        self._list_params()
         for group in self.param_groups:
             for name in (*hyperparameters.entries(self.rule.hyper), *checkpoint.SETTINGS):
                 group.setdefault(name, self.defaults[name])

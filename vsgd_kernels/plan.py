@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,14 +12,40 @@ from torch import Tensor
 from .backends.library import Container, contents, identities, look
 from .batch import Batch, Gradients
 from .formats import low_dtype
-from .hyperparameters import Settings
+from .hyperparameters import SEEDS, Settings
 from .ops import Launch
 from .rules import Rule
 from .state_formats import BLOCKS
 
 ParamGroups = list[dict[str, Any]]
-States = Mapping[Tensor, dict[str, Any]]
-Variances = Mapping[Tensor, Tensor]
+Variances = dict[Tensor, Tensor]
+
+
+class Part(NamedTuple):
+    """What counts of a parameter that is part of another: that one's number of elements, and an own seed's distance."""
+
+    numel: int
+    seed: int
+
+
+class Scope(NamedTuple):
+    """What a step is about.
+
+    Attributes:
+        param_groups: the optimizer's, or as many that hold fewer or parts of the parameters.
+        state: the state of their parameters.
+        settings: each group's.
+        variances: of the parameters' samples, where the rule takes them.
+        place: the first parameter's place among all of the optimizer's.
+        parts: those of the parameters that are parts of others.
+    """
+
+    param_groups: ParamGroups
+    state: dict[Tensor, dict[str, Any]]
+    settings: list[Settings]
+    variances: Variances
+    place: int = 0
+    parts: Mapping[Tensor, Part] = MappingProxyType({})
 
 
 class Operand(NamedTuple):
@@ -31,9 +58,8 @@ class Operand(NamedTuple):
     place: int
 
 
-def operands_of(param_groups: ParamGroups) -> Iterator[Operand]:
-    """The parameters that have a gradient, in order."""
-    place = 0
+def operands_of(param_groups: ParamGroups, place: int = 0) -> Iterator[Operand]:
+    """The parameters that have a gradient, in order; `place` is the first one's."""
     for i, group in enumerate(param_groups):
         for j, param in enumerate(group["params"]):
             if param.grad is not None:
@@ -56,25 +82,16 @@ class Plan:
     Args:
         rule: the update rule.
         backend: the constructor's argument.
-        param_groups: the optimizer's.
-        state: the optimizer's; every parameter with a gradient must have one.
-        settings: each group's.
-        variances: of the parameters' samples, where the rule takes them.
+        scope: what is stepped; every parameter with a gradient must have a state.
 
     Raises:
         TypeError, ValueError: an operand is not as `Batch` describes it, or a state lacks an entry.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        backend: str | None,
-        param_groups: ParamGroups,
-        state: States,
-        settings: list[Settings],
-        variances: Variances,
-    ) -> None:
-        operands = list(operands_of(param_groups))
+    def __init__(self, rule: Rule, backend: str | None, scope: Scope) -> None:
+        param_groups, state, settings, variances, place, parts = scope
+        operands = list(operands_of(param_groups, place))
+        distances = [parts[op.param].seed if op.param in parts else 0 for op in operands]
         self._states = [state[op.param] for op in operands]
         with_low = [low_dtype(settings[op.group].master_weights, op.param.dtype) is not None for op in operands]
         for op, own, has_low in zip(operands, self._states, with_low, strict=True):
@@ -96,7 +113,7 @@ class Plan:
                 self._hyper,
                 [operands[i].group for i in indices],
                 [self._states[i].get(BLOCKS) for i in indices],
-                [settings[operands[i].group].seed for i in indices],
+                [(settings[operands[i].group].seed + distances[i]) % SEEDS for i in indices],
                 [operands[i].place for i in indices],
                 [variances.get(operands[i].param) for i in indices],
                 capturable,
@@ -104,24 +121,18 @@ class Plan:
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
         self._layouts = gradients_of(param_groups).layouts
-        self._kept = list(map(contents, self._containers(param_groups, state, variances)))
-        self._identities = identities(self._containers(param_groups, state, variances))
+        self._kept = list(map(contents, self._containers(scope)))
+        self._identities = identities(self._containers(scope))
 
-    def serves(
-        self,
-        param_groups: ParamGroups,
-        gradients: Gradients,
-        state: States,
-        settings: list[Settings],
-        variances: Variances,
-    ) -> bool:
-        """Whether the plan can `run` on what the optimizer holds now; if so it has taken the hyperparameters."""
+    def serves(self, scope: Scope, gradients: Gradients) -> bool:
+        """Whether the plan can `run` on what there is now; if so it has taken the hyperparameters."""
+        settings = scope.settings
         if not (
             all(map(Settings.fits, settings, self._settings))
             and gradients.layouts is not None
             and gradients.layouts == self._layouts
             and not any(map(Tensor.is_neg, gradients.tensors))
-            and identities(self._containers(param_groups, state, variances)) == self._identities
+            and identities(self._containers(scope)) == self._identities
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
@@ -136,9 +147,9 @@ class Plan:
             own = gradients if len(self._launches) == 1 else gradients.some(indices)
             launch.run(own, grad_scale, found_inf)
 
-    def _containers(self, param_groups: ParamGroups, state: States, variances: Variances) -> list[Container]:
+    def _containers(self, scope: Scope) -> list[Container]:
         """What must hold the same objects for the plan to serve."""
-        return [*(group["params"] for group in param_groups), state, *self._states, variances]
+        return [*(group["params"] for group in scope.param_groups), scope.state, *self._states, scope.variances]
 
 
 def gradients_of(param_groups: ParamGroups) -> Gradients:

@@ -31,9 +31,9 @@ SPAN, MEAN_SHIFT = 246.98, 19
 _TINY_BITS = torch.tensor(BOUNDS[torch.float32].tiny).view(torch.int32).item()
 
 
-def format_for(name: str, param: Tensor) -> str:
-    """The format in which a parameter's states are kept where its group asks for `name`."""
-    return "fp32" if param.dtype == torch.float64 or param.numel() < SMALLEST else name
+def format_for(name: str, dtype: torch.dtype, numel: int) -> str:
+    """The format in which the states of a parameter of `dtype` and `numel` are kept where its group asks for `name`."""
+    return "fp32" if dtype == torch.float64 or numel < SMALLEST else name
 
 
 def format_of(states: Sequence[Tensor]) -> str:

@@ -140,4 +140,4 @@ def test_mixed_devices(case, generator):
     optimizer = case.optimizer(params, lr=1e-2)
     for _ in range(2):
         check_step(optimizer, params)
-    assert {launch.backend.name for launch, _ in optimizer._plan._launches} == {"cpp", "triton"}
+    assert {launch.backend.name for launch, _ in optimizer._stepper._plan._launches} == {"cpp", "triton"}

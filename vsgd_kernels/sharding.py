@@ -1,0 +1,141 @@
+"""Parameters that are DTensors (FSDP2, tensor parallelism), as the plain tensors that this process holds of them.
+
+Every rule is elementwise, so each process steps its own part, and nothing is sent. In the optimizer's state a
+parameter's entries are DTensors of its placements, which distributed checkpoints bring to another world size.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from .plan import Part, Scope
+
+
+def local(value: Any) -> Any:
+    """What this process holds of a DTensor; anything else as it is."""
+    if not isinstance(value, DTensor):
+        return value
+    held = value._local_tensor
+    return held.wait() if isinstance(held, AsyncCollectiveTensor) else held
+
+
+def like(param: Tensor, held: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """What this process holds, as a DTensor of the placements of `param`, and of its shape if not of another."""
+    if not isinstance(param, DTensor):
+        return held
+    whole = torch.empty(param.shape if shape is None else shape, device="meta")  # contiguous, as DTensors' are
+    strides = param.stride() if shape is None else whole.stride()
+    return DTensor.from_local(
+        held, param.device_mesh, param.placements, run_check=False, shape=whole.shape, stride=strides
+    )
+
+
+def is_of_rows(param: DTensor) -> bool:
+    """Whether each process holds some rows of the parameter, one after the other in memory."""
+    rows = all(p.is_replicate() or (type(p) is Shard and p.dim == 0) for p in param.placements)
+    return rows and param.dim() > 0 and local(param).is_contiguous()
+
+
+def first_element(param: Tensor) -> int:
+    """The number of the first element that this process holds, in the order of a contiguous parameter."""
+    if not isinstance(param, DTensor):
+        return 0
+    _, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+    return sum(start * stride for start, stride in zip(offset, param.stride(), strict=True))
+
+
+class LocalView:
+    """An optimizer's parameter groups and state, with what this process holds in place of each DTensor.
+
+    The tensor that stands for a parameter is the same from step to step, so that a plan made for it serves again. It
+    shares the memory and the version of the parameter's local tensor.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[
+            DTensor, tuple[Tensor, Tensor]
+        ] = {}  # of each DTensor the local tensor, and what stands for it
+        self._seen: dict[Tensor, list[Any]] = {}  # of each DTensor its entries in the optimizer's state
+        self._state: dict[Tensor, dict[str, Any]] = {}
+
+    def take(self, scope: Scope) -> Scope:
+        """The same, of what this process holds; gradients are there until `drop`.
+
+        Raises:
+            TypeError: a DTensor's gradient is none.
+        """
+        params = [param for group in scope.param_groups for param in group["params"]]
+        self._held = {param: self._hold(param) for param in params if isinstance(param, DTensor)}
+        for param, (_, own) in self._held.items():
+            own.grad = _local_grad(param)
+        self._state = {self._own(p): self._local_state(p, scope.state[p]) for p in params if scope.state.get(p)}
+        return scope._replace(
+            param_groups=[{**group, "params": list(map(self._own, group["params"]))} for group in scope.param_groups],
+            state=self._state,
+            variances={self._own(param): local(variance) for param, variance in scope.variances.items()},
+            parts={own: Part(param.numel(), first_element(param)) for param, (_, own) in self._held.items()},
+        )
+
+    def give_back(self, state: dict[Tensor, dict[str, Any]], elementwise: tuple[str, ...]) -> None:
+        """Writes to the optimizer's state what this process's has and it has not.
+
+        Args:
+            state: the optimizer's.
+            elementwise: the entries that become DTensors.
+        """
+        parts = {own for _, own in self._held.values()}
+        for param, (_, own) in self._held.items():
+            if own not in self._state:
+                continue
+            old, new = state.setdefault(param, {}), self._state[own]
+            for key in old.keys() - new.keys():
+                del old[key]
+            for key, value in new.items():
+                if local(old.get(key)) is not value:
+                    old[key] = like(param, value) if key in elementwise else value
+            self._seen[param] = list(old.values())
+        for param, entries in self._state.items():
+            if param not in parts:
+                state[param] = entries  # a parameter that is no DTensor
+
+    def drop(self) -> None:
+        """Lets go of the gradients."""
+        for _, own in self._held.values():
+            own.grad = None
+
+    def _own(self, param: Tensor) -> Tensor:
+        return self._held[param][1] if isinstance(param, DTensor) else param
+
+    def _hold(self, param: DTensor) -> tuple[Tensor, Tensor]:
+        held = local(param)
+        old = self._held.get(param)
+        return old if old is not None and old[0] is held else (held, held.detach())
+
+    def _local_state(self, param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(param, DTensor):
+            return entries
+        values, seen = list(entries.values()), self._seen.get(param, [])
+        own = self._own(param)
+        if own in self._state and len(seen) == len(values) and all(map(is_, seen, values)):
+            return self._state[own]
+        self._seen[param] = values
+        return {key: local(value) for key, value in entries.items()}
+
+
+def _local_grad(param: DTensor) -> Tensor | None:
+    grad = param.grad
+    if grad is None:
+        return None
+    if not isinstance(grad, DTensor):
+        raise TypeError(f"the gradient of a DTensor must be a DTensor, got {type(grad).__name__}, {tuple(grad.shape)}")
+    if grad.placements != param.placements or grad.device_mesh != param.device_mesh:
+        grad = grad.redistribute(param.device_mesh, param.placements)
+    own: Tensor = local(grad)
+    return own

@@ -1,0 +1,120 @@
+"""The way from what an optimizer holds to the launches of its step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from . import parameter_state
+from .backends.device import capturing
+from .batch import Gradients, check_grad, check_param
+from .plan import Plan, Scope, gradients_of, operands_of
+from .rules import Rule
+
+if TYPE_CHECKING:
+    from .sharding import LocalView
+
+
+class Stepper:
+    """Steps some of an optimizer's parameters, and keeps what it has prepared for the next time.
+
+    Args:
+        rule: the update rule.
+        backend: the constructor's argument.
+    """
+
+    def __init__(self, rule: Rule, backend: str | None) -> None:
+        self._rule = rule
+        self._backend = backend
+        self._plan: Plan | None = None
+        self._captured: list[Plan] = []  # whose tables CUDA graphs read
+        self._view: LocalView | None = None
+
+    def step(self, scope: Scope, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Steps every parameter that has a gradient.
+
+        Args:
+            scope: what is stepped; parameters that step for the first time are given a state.
+            grad_scale: gradients are divided by it; float32, 1 element.
+            found_inf: where it is not 0, the step changes nothing; float32, 1 element.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `FusedOptimizer.step`; nothing is written then.
+        """
+        gradients = gradients_of(scope.param_groups)
+        params = (param for group in scope.param_groups for param in group["params"])
+        if gradients.layouts is not None or not any(map(is_traceable_wrapper_subclass, params)):
+            self._step(scope, gradients, grad_scale, found_inf)
+            return
+        if self._view is None:
+            from .sharding import LocalView  # here, for torch.distributed.tensor takes a second to import
+
+            self._view = LocalView()
+        try:
+            local = self._view.take(scope)
+            self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
+            self._view.give_back(scope.state, (*self._rule.states, "low"))
+        finally:
+            self._view.drop()
+
+    def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        if not gradients.tensors:
+            return
+        if capturing():
+            _check_capture(scope)
+        if self._plan is None or not self._plan.serves(scope, gradients):
+            self._plan = None  # lets go of what it holds even where the next cannot be made
+            self._plan = self._prepare(scope)
+            if self._plan is None:
+                return
+        self._plan.run(gradients, grad_scale, found_inf)
+        if capturing():
+            # The graph's replays read the plan's tables: from now on they are the graph's alone.
+            self._captured.append(self._plan)
+            self._plan = None
+
+    def _prepare(self, scope: Scope) -> Plan | None:
+        """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches.
+
+        None where the step is that by which torch.distributed.checkpoint has states made: it changes nothing.
+        """
+        operands = list(operands_of(scope.param_groups, scope.place))
+        for op in operands:
+            check_param(op.name, op.param)
+            check_grad(op.name, op.param, op.grad)
+        fresh = [op.param for op in operands if not scope.state.get(op.param)]
+        try:
+            for op in operands:
+                own = scope.state.setdefault(op.param, {})
+                numel = scope.parts[op.param].numel if op.param in scope.parts else op.param.numel()
+                parameter_state.complete(own, self._rule, op.param, numel, scope.settings[op.group])
+            plan = Plan(self._rule, self._backend, scope)
+        except BaseException:
+            for param in fresh:
+                scope.state.pop(param, None)
+            raise
+        return None if len(fresh) == len(operands) and _only_makes_states(scope) else plan
+
+
+def _only_makes_states(scope: Scope) -> bool:
+    """Whether every learning rate and every gradient is 0."""
+    operands = list(operands_of(scope.param_groups))
+    rates = {op.group: float(scope.param_groups[op.group]["lr"]) for op in operands}
+    return not any(rates.values()) and not any(bool(torch.any(op.grad)) for op in operands)
+
+
+def _check_capture(scope: Scope) -> None:
+    for op in operands_of(scope.param_groups, scope.place):
+        if not scope.settings[op.group].capturable:
+            raise RuntimeError(
+                f"a CUDA graph is being captured, and group {op.group} has capturable=False: its scalars are "
+                "computed on the host; construct the optimizer with capturable=True"
+            )
+        if not scope.state.get(op.param):
+            raise RuntimeError(
+                f"a CUDA graph is being captured, and {op.name} has no state yet: replays would make it anew each "
+                "time; take a step before the capture"
+            )
