@@ -99,8 +99,8 @@ class FusedOptimizer(Optimizer):
                 self._step()
         return loss
 
-    # Schedulers wrap step() in a function that compiled programs cannot enter, unless this says that one has done so; all
-    # that their function does is to set _opt_called.
+    # Schedulers wrap step() in a function that compiled programs cannot enter, unless this says that one has done so.
+    # All that their function does is to set _opt_called.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     def _step(self) -> None:

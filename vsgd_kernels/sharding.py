@@ -59,9 +59,7 @@ class LocalView:
     """
 
     def __init__(self) -> None:
-        self._held: dict[
-            DTensor, tuple[Tensor, Tensor]
-        ] = {}  # of each DTensor the local tensor, and what stands for it
+        self._held: dict[DTensor, tuple[Tensor, Tensor]] = {}  # the local tensor, and what stands for it
         self._seen: dict[Tensor, list[Any]] = {}  # of each DTensor its entries in the optimizer's state
         self._state: dict[Tensor, dict[str, Any]] = {}
 
@@ -101,9 +99,7 @@ class LocalView:
                 if local(old.get(key)) is not value:
                     old[key] = like(param, value) if key in elementwise else value
             self._seen[param] = list(old.values())
-        for param, entries in self._state.items():
-            if param not in parts:
-                state[param] = entries  # a parameter that is no DTensor
+        state.update((own, entries) for own, entries in self._state.items() if own not in parts)
 
     def drop(self) -> None:
         """Lets go of the gradients."""
