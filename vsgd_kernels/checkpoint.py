@@ -232,6 +232,7 @@ def _all_positive(rates: Tensor) -> bool:
 def unwrap(state: Iterable[tuple[Any, dict[str, Any]]]) -> None:
     """Replaces every `Exact` in loaded states by its tensor, in place."""
     for _, entries in state:
-        for key, value in entries.items():
+        # Whatever stands under a key that is no parameter is somebody else's.
+        for key, value in entries.items() if isinstance(entries, dict) else ():
             if isinstance(value, Exact):
                 entries[key] = value.tensor
