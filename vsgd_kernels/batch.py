@@ -36,7 +36,7 @@ class Gradients(NamedTuple):
     @classmethod
     def of(cls, tensors: list[Tensor]) -> Gradients:
         """Gradients that are dense and have memory."""
-        return cls(tensors, torch.tensor(list(map(Tensor.data_ptr, tensors)), dtype=torch.int64))
+        return cls(tensors, torch.tensor(list(map(Tensor.data_ptr, tensors)), dtype=torch.int64, device="cpu"))
 
     def some(self, indices: list[int]) -> Gradients:
         """Those at the indices."""

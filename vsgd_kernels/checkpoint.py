@@ -106,7 +106,9 @@ def authors_state_dict(optimizer: Optimizer) -> dict[str, Any]:
             numbers = state_formats.decode(rule, [state[k] for k in rule.states], state.get(state_formats.BLOCKS))
             scalars["step"] = float(state["step"])
             states[i] = {key: number.clone() for key, number in zip(rule.states, numbers, strict=True)}
-            states[i].update((key, torch.tensor(value, dtype=torch.float32)) for key, value in scalars.items())
+            states[i].update(
+                (key, torch.tensor(value, dtype=torch.float32, device="cpu")) for key, value in scalars.items()
+            )
     return {"state": states, "param_groups": groups}
 
 
@@ -141,7 +143,7 @@ def _convert_state(
         return {}  # not stepped yet: it starts from the prior
     if missing := [key for key in rule.states if key not in state]:
         raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
-    converted: dict[str, Any] = {"step": Exact(torch.tensor(float(step), dtype=torch.float32))}
+    converted: dict[str, Any] = {"step": Exact(torch.tensor(float(step), dtype=torch.float32, device="cpu"))}
     for key in rule.states:
         _check_saved(f"{name}: expected {key}", state[key], param)
     saved = [state[key] for key in rule.states]
@@ -230,6 +232,7 @@ def _all_positive(rates: Tensor) -> bool:
 def unwrap(state: Iterable[tuple[Any, dict[str, Any]]]) -> None:
     """Replaces every `Exact` in loaded states by its tensor, in place."""
     for _, entries in state:
-        for key, value in entries.items():
+        # Whatever stands under a key that is no parameter is somebody else's.
+        for key, value in entries.items() if isinstance(entries, dict) else ():
             if isinstance(value, Exact):
                 entries[key] = value.tensor

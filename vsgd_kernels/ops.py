@@ -31,6 +31,8 @@ class Launch:
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with."""
         for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+            if not isinstance(scalar, Tensor | None):
+                raise TypeError(f"{name} must be a tensor, got {scalar!r}")
             if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
                 raise TypeError(f"{name} must be float32 of 1 element, got {scalar.dtype}, {tuple(scalar.shape)}")
         device = self.batch.params[0].device

@@ -57,12 +57,12 @@ class FusedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with settings of its own where it names them; see `Optimizer.add_param_group`."""
-        # A group that was taken from an optimizer names every setting, and asks for none.
-        asks_for_masters = "master_weights" in param_group and "state_version" not in param_group
+        given = set(param_group) if isinstance(param_group, dict) else set()  # the base class refuses anything else
         super().add_param_group(param_group)
         try:
             hyperparameters.settings(self.rule.hyper, self.param_groups[-1])
-            if asks_for_masters:
+            # A group that was taken from an optimizer names every setting, and asks for none.
+            if "master_weights" in given and "state_version" not in given:
                 _check_master_weights(param_group["master_weights"], self.param_groups[-1:])
             for i, param in enumerate(self.param_groups[-1]["params"]):
                 check_dtype(param_name(self.param_groups, len(self.param_groups) - 1, i), param)

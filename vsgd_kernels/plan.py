@@ -158,7 +158,7 @@ def gradients_of(param_groups: ParamGroups) -> Gradients:
 
 
 def _hyper(settings: list[Settings]) -> Tensor:
-    return torch.tensor([setting.row for setting in settings], dtype=torch.float64)
+    return torch.tensor([setting.row for setting in settings], dtype=torch.float64, device="cpu")
 
 
 def _by_device(operands: list[Operand], settings: list[Settings]) -> list[tuple[bool, list[int]]]:

@@ -54,9 +54,10 @@ class SampleVSGD(VSGD):
     accumulation in `.grad` has one; the variance stays allocated. Samples are no part of the state dict.
 
     `step` takes gradients that were not accumulated as one more sample. So with none accumulated it is `VSGD`, to the
-    bit; and with `torch.amp.GradScaler`, which looks at `.grad`, leave those of the last micro-batch there. A step that
-    the scaler skips, and one whose samples are not all finite, discards its samples: they have another scale than the
-    next ones.
+    bit; and with `torch.amp.GradScaler`, which looks at `.grad`, leave those of the last micro-batch there, and the
+    unscaling to its `step`: after `unscale_`, or with no `.grad`, a step that has samples raises RuntimeError. A step
+    that the scaler skips, and one whose samples are not all finite, discards its samples: they have another scale than
+    the next ones.
     """
 
     rule = rules.SAMPLE_VSGD
@@ -103,6 +104,20 @@ class SampleVSGD(VSGD):
                 if param.grad is not None or getattr(param, "grad_sample", None) is not None:
                     yield param_name(self.param_groups, i, j), param
 
+    def _check_scaler(self) -> None:
+        """Raises RuntimeError where a GradScaler, which knows `.grad` alone, has left samples out."""
+        found_inf = getattr(self, "found_inf", None)
+        accumulated = any(samples.count for samples in self._samples.values())
+        if found_inf is None or not (accumulated or any(_has_samples(param) for _, param in self._found())):
+            return
+        if getattr(self, "grad_scale", None) is None:
+            raise RuntimeError(
+                "GradScaler.unscale_() has unscaled .grad, but neither accumulated samples nor grad_sample; leave "
+                "unscaling to GradScaler.step()"
+            )
+        if not isinstance(found_inf, Tensor):
+            raise RuntimeError("GradScaler found no .grad to look at; leave those of the last micro-batch there")
+
     def _samples_of(self, param: Tensor) -> Samples:
         samples = self._samples.get(param)
         if samples is None or not (samples.count or samples.fits(param)):
@@ -133,6 +148,7 @@ class SampleVSGD(VSGD):
 
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
+        self._check_scaler()
         self._take((name, p) for name, p in self._found() if _has_samples(p) or self._samples_of(p).count)
         fed = {param: samples for param, samples in self._samples.items() if samples.count}
         stepping = [param for _, param in self._found()]
@@ -147,7 +163,7 @@ class SampleVSGD(VSGD):
             for param, samples in fed.items():
                 if samples.mean is not None:
                     param.grad = samples.mean.to(param.dtype)
-            if found_inf is not None:
+            if fed and found_inf is not None:
                 self.found_inf = _or_not_finite(found_inf, [s.mean for s in fed.values() if s.mean is not None])
             super()._step()
         finally:

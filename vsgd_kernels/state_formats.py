@@ -28,7 +28,7 @@ _HAS_NAN = -(2**31)
 _ONE = 0x3F800000
 #: A mean's magnitude m is the float32 bits of 1 + m SPAN / (the block's largest), in steps of 2^MEAN_SHIFT.
 SPAN, MEAN_SHIFT = 246.98, 19
-_TINY_BITS = torch.tensor(BOUNDS[torch.float32].tiny).view(torch.int32).item()
+_TINY_BITS = torch.tensor(BOUNDS[torch.float32].tiny, device="cpu").view(torch.int32).item()
 
 
 def format_for(name: str, dtype: torch.dtype, numel: int) -> str:

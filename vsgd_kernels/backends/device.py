@@ -181,11 +181,11 @@ class Launch:
 
     def __init__(self, prepared: Prepared, path: Path, indices: list[int]) -> None:
         self.path = path
-        self.indices = torch.tensor(indices)
+        self.indices = torch.tensor(indices, device="cpu")
         rows = prepared.table.rows[self.indices]
         chunks = (rows[:, _NUMEL] + CHUNK - 1) // CHUNK
         self.programs = int(chunks.sum())
-        chunk_tensor = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), chunks)
+        chunk_tensor = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32, device="cpu"), chunks)
         self.chunk_tensor = prepared.upload(chunk_tensor)
         self.first_chunk = prepared.upload(chunks.cumsum(0) - chunks)
         self.rows = prepared.upload(rows)
@@ -194,7 +194,7 @@ class Launch:
         if prepared.host_scalars:
             self.take_scalar_rows(prepared, prepared.host_scalars)
         else:
-            self.scalar_row = prepared.upload(torch.arange(len(rows)))
+            self.scalar_row = prepared.upload(torch.arange(len(rows), device="cpu"))
             self.scalars = self._empty_scalars(prepared, len(rows))
 
     def take_scalar_rows(self, prepared: Prepared, scalars: HostScalars) -> None:

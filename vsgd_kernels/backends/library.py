@@ -64,10 +64,10 @@ def look(params: list[list[Tensor]]) -> Gradients:
         strides = None if all(map(Tensor.is_contiguous, tensors)) else list(map(Tensor.stride, tensors))
         known = all(address or not tensor.numel() for address, tensor in zip(addresses, tensors, strict=True))
     except RuntimeError:  # one is not dense
-        return Gradients(grads, torch.zeros(len(grads), dtype=torch.int64))
+        return Gradients(grads, torch.zeros(len(grads), dtype=torch.int64, device="cpu"))
     kinds = [(tensor.device, tensor.dtype, tensor.shape) for tensor in tensors]
     layouts = (there, addresses[: len(stepped)], strides, kinds) if known else None
-    return Gradients(grads, torch.tensor(addresses[len(stepped) :], dtype=torch.int64), layouts)
+    return Gradients(grads, torch.tensor(addresses[len(stepped) :], dtype=torch.int64, device="cpu"), layouts)
 
 
 Container = list[Any] | dict[Any, Any]

@@ -25,7 +25,7 @@ class HostScalars:
         self._share()
 
     def _share(self) -> None:
-        pairs = torch.stack([torch.tensor(self._batch.groups), self._steps.long()])
+        pairs = torch.stack([torch.tensor(self._batch.groups, device="cpu"), self._steps.long()])
         distinct, self.row = torch.unique(pairs, dim=1, return_inverse=True)
         self._groups = distinct[0].tolist()
         self._counts = distinct[1]
@@ -44,4 +44,4 @@ class HostScalars:
         rule, hyper = self._batch.rule, self._batch.hyper.tolist()
         counts = self._counts.tolist()
         rows = [rule.scalars(t, hyper[group], dtype) for group, t in zip(self._groups, counts, strict=True)]
-        return torch.tensor(rows, dtype=dtype)
+        return torch.tensor(rows, dtype=dtype, device="cpu")

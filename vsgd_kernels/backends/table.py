@@ -109,4 +109,6 @@ def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> lis
 
 def to_tensor(values: array[int]) -> Tensor:
     """The values as int64 on the CPU."""
-    return torch.frombuffer(values, dtype=torch.int64).clone() if values else torch.empty(0, dtype=torch.int64)
+    if not values:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    return torch.frombuffer(values, dtype=torch.int64).clone()
