@@ -216,7 +216,8 @@ def _check_like(name: str, tensor: Tensor | None, param: Tensor, dtype: torch.dt
 
 def _check_written(name: str, tensor: Tensor, param: Tensor, dtype: torch.dtype) -> None:
     _check_like(name, tensor, param, dtype)
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    shared = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    if shared and tensor.numel():
         raise ValueError(
             f"{name} is written to, but several of its elements share memory (shape {tuple(tensor.shape)}, "
             f"strides {tensor.stride()}); clone() it first"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import formats, state_formats
+from . import checkpoint_layout, formats, hyperparameters, state_formats
+from .batch import DTYPES
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
 
@@ -21,6 +22,8 @@ SETTINGS = ("capturable", "state_format", "master_weights", "seed", "state_versi
 
 #: Group entries of pytorch_optimizer that are no settings of ours.
 _FOREIGN_SETTINGS = ("step", "pa2", "pbg2", "pbhg2", "weight_decouple", "foreach")
+#: Entries of the authors' states that are constants.
+_FOREIGN_ENTRIES = ("pa2", "pbg2", "pbhg2")
 #: The authors' constant, which neither implementation stores under a name.
 _AUTHORS_SHAPE_OFFSET = 1e-4
 #: Entries of a parameter group of the authors' class.
@@ -34,6 +37,7 @@ class Exact:
         self.tensor = tensor
 
 
+@torch.no_grad()
 def convert(
     state_dict: dict[str, Any], rule: Rule, params: list[Tensor], own_groups: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -52,15 +56,20 @@ def convert(
         package.
 
     Raises:
-        ValueError: states are missing, have another shape, hold rates that are not positive, were saved by another
-            version, or were made with coupled weight decay.
+        TypeError: an entry is of another kind.
+        ValueError: entries are missing, have another shape, dtype or no data, hold rates that are not positive or what
+            is infinite, were saved by another version, or were made with coupled weight decay.
     """
+    checkpoint_layout.check_kinds(state_dict, rule)
     groups = [_convert_group(group) for group in state_dict["param_groups"]]
     for group, own in zip(groups, own_groups, strict=False):  # the base class says where their numbers differ
         group.update((name, own[name]) for name in ("state_format", "master_weights"))
+        for name in (*hyperparameters.entries(rule.hyper), *SETTINGS):
+            group.setdefault(name, own[name])  # what other classes and older versions do not save
     ids = [(group, i) for group in state_dict["param_groups"] for i in group["params"]]
     if len(ids) != len(params):
         return state_dict  # the base class says what does not fit
+    checkpoint_layout.check_owners(state_dict, rule)
     states = dict(state_dict["state"])
     owners = [group for group in own_groups for _ in group["params"]]
     for (group, i), param, own in zip(ids, params, owners, strict=True):
@@ -119,11 +128,14 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
     if "shape_offset" not in group and "ghattg" in group:  # the authors'
         settings["shape_offset"] = _AUTHORS_SHAPE_OFFSET
     if "pa2" in group:  # pytorch_optimizer's
-        if not group.get("weight_decouple", True) and group["weight_decay"]:
+        if not group.get("weight_decouple", True) and group.get("weight_decay"):
             raise ValueError(
                 f"weight_decouple=False with weight_decay={group['weight_decay']} in the checkpoint: "
                 "only decoupled weight decay is implemented"
             )
+        for name in ("pbg2", "pbhg2"):
+            if not isinstance(group.get(name), Real):
+                raise TypeError(f"{name} in the checkpoint: expected a number, found {group.get(name)!r}")
         if not group["pbg2"] > 0:
             raise ValueError(f"ps={group['pbg2'] / 2.0} in the checkpoint: expected it to be greater than 0")
         settings = {name: value for name, value in group.items() if name not in _FOREIGN_SETTINGS}
@@ -136,20 +148,29 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
 def _convert_state(
     name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor, own_group: dict[str, Any]
 ) -> dict[str, Any]:
-    step = state.get("step", group.get("step", 0))
-    if not _is_count(step):
-        raise ValueError(f"{name}: expected step to be a whole number from 0 on, found {step!r}")
-    if not state or step == 0:
+    if not state:
         return {}  # not stepped yet: it starts from the prior
+    step = _count(name, state.get("step", group.get("step")))
+    if step == 0 and not any(key in state for key in rule.states):
+        return {}
     if missing := [key for key in rule.states if key not in state]:
         raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
-    converted: dict[str, Any] = {"step": Exact(torch.tensor(float(step), dtype=torch.float32, device="cpu"))}
+    converted: dict[str, Any] = {
+        key: Exact(value.detach().clone()) if isinstance(value, Tensor) else value
+        for key, value in state.items()  # what somebody else keeps there, as torch's optimizers do
+        if key not in (*rule.states, "low", state_formats.BLOCKS, *_FOREIGN_ENTRIES)
+    }
+    converted["step"] = Exact(torch.tensor(step, dtype=torch.float32, device="cpu"))
     for key in rule.states:
         _check_saved(f"{name}: expected {key}", state[key], param)
     saved = [state[key] for key in rule.states]
     blocks = _check_blocks(name, state, rule, param)
     values = state_formats.decode(rule, saved, blocks)
+    if step == 0 and not any(map(torch.any, values)):
+        return {}  # as other implementations keep a state before its first step
     for key, value in zip(rule.states, values, strict=True):
+        if value.isinf().any():
+            raise ValueError(f"{name}: expected {key} to be finite or NaN, found {value[value.isinf()][0].item()}")
         if key in rule.rates and not _all_positive(value):
             raise ValueError(f"{name}: expected {key} to be greater than 0, found {value.min().item()}")
     style = state_formats.format_for(own_group["state_format"], param.dtype, param.numel())
@@ -166,8 +187,11 @@ def _in_format(
 ) -> dict[str, Tensor]:
     """The saved states, which stand for `values`, as a parameter keeps them: as they are, or coded anew."""
     states, own_blocks = state_formats.empty(style, rule, param)
-    same_order = blocks is None or all(old.stride() == new.stride() for old, new in zip(saved, states, strict=True))
-    if style != "fp32" and state_formats.format_of(saved) == style and same_order:
+    as_saved = style != "fp32" and all(
+        old.dtype == new.dtype and (blocks is None or old.stride() == new.stride())
+        for old, new in zip(saved, states, strict=True)
+    )
+    if as_saved:
         for own, old in zip(states, saved, strict=True):
             own.copy_(old)
         if own_blocks is not None and blocks is not None:
@@ -175,8 +199,8 @@ def _in_format(
         return state_formats.entries(rule, states, own_blocks)
     here = [torch.empty_like(param, dtype=arithmetic_dtype(param.dtype)).copy_(value) for value in values]
     for key, value in zip(rule.states, here, strict=True):
-        if key in rule.rates:  # from float64 to float32 a rate may leave the range in which the step stays finite
-            value.clamp_(BOUNDS[value.dtype].tiny, BOUNDS[value.dtype].big ** 2)
+        tiny, big = BOUNDS[value.dtype]  # float64's may lie beyond float32's range in which the step stays finite
+        value.clamp_(*((tiny, big**2) if key in rule.rates else (-big, big)))
     state_formats.encode(rule, here, states, own_blocks, None)
     return state_formats.entries(rule, states, own_blocks)
 
@@ -185,6 +209,11 @@ def _check_blocks(name: str, state: dict[str, Any], rule: Rule, param: Tensor) -
     """The blocks of a saved state in format q8."""
     saved = [state[key] for key in rule.states]
     if state_formats.format_of(saved) != "q8":
+        for key, own in zip(rule.states, saved, strict=True):
+            if own.dtype not in DTYPES:
+                raise ValueError(f"{name}: expected {key} of {', '.join(map(str, DTYPES))}, found {own.dtype}")
+        if state_formats.BLOCKS in state:
+            raise ValueError(f"{name}: expected no {state_formats.BLOCKS}, found them beside {saved[0].dtype}")
         return None
     for key, codes in zip(rule.states, saved, strict=True):
         dtype = state_formats.state_dtype("q8", key, rule, param.dtype)
@@ -195,7 +224,9 @@ def _check_blocks(name: str, state: dict[str, Any], rule: Rule, param: Tensor) -
     if not isinstance(blocks, Tensor) or blocks.shape != shape or blocks.dtype != torch.int32:
         found = f"{blocks.dtype}, {tuple(blocks.shape)}" if isinstance(blocks, Tensor) else repr(blocks)
         raise ValueError(f"{name}: expected {state_formats.BLOCKS} of torch.int32 and shape {shape}, found {found}")
-    if wrong := state_formats.wrong_word(rule, blocks):
+    if not _has_data(blocks):
+        raise ValueError(f"{name}: expected {state_formats.BLOCKS} to have data, found it on {blocks.device}")
+    if wrong := state_formats.wrong_word(rule, blocks) or state_formats.wrong_code(rule, saved, blocks):
         raise ValueError(f"{name}: expected {state_formats.BLOCKS} as this package writes them, found {wrong}")
     return blocks
 
@@ -216,12 +247,22 @@ def _check_saved(expected: str, saved: Any, param: Tensor) -> None:
         raise ValueError(f"{expected} to be real, found {saved.dtype}")
     if saved.shape != param.shape:
         raise ValueError(f"{expected} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
+    if not _has_data(saved):
+        raise ValueError(f"{expected} to be dense and have data, found {saved.layout}, {saved.device}")
 
 
-def _is_count(value: Any) -> bool:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        value = value.item()
-    return isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0 and float(value).is_integer()
+def _has_data(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type != "meta"
+
+
+def _count(name: str, step: Any) -> float:
+    """A step count as a number; beyond 2^24 float32, in which it is kept, does not count."""
+    is_number = isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex() and _has_data(step)
+    value = step.item() if is_number else step
+    is_count = isinstance(value, Real) and not isinstance(value, bool) and not value < 0 and value <= 2**24
+    if not is_count or not float(value).is_integer():
+        raise ValueError(f"{name}: expected step to be a whole number from 0 to 2^24, found {step!r}")
+    return float(value)
 
 
 def _all_positive(rates: Tensor) -> bool:

@@ -133,7 +133,7 @@ class FusedOptimizer(Optimizer):
             state_dict: what `state_dict` returned; it is not changed.
 
         Raises:
-            ValueError: it does not fit the parameters; nothing is written then.
+            TypeError, ValueError: it does not fit the parameters; nothing is written then.
         """
 
         def convert(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:

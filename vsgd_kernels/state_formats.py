@@ -152,6 +152,15 @@ def wrong_word(rule: Rule, blocks: Tensor) -> str | None:
     return None
 
 
+def wrong_code(rule: Rule, states: Sequence[Tensor], blocks: Tensor) -> str | None:
+    """What is wrong with q8's codes that `encode` did not write: a NaN in a block whose word does not say so."""
+    for key, codes, word in zip(rule.states, states, blocks.unbind(1), strict=True):
+        nan = _NAN_RATE if key in rule.rates else _NAN_MEAN
+        if ((_memory_order(codes) == nan) & (_each(word, codes.numel()) >= 0)).any():
+            return f"code {nan} for {key!r} in a block without NaN"
+    return None
+
+
 def _memory_order(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """The elements as they lie in the memory of `like`, a dense tensor of the same shape: [numel]."""
     return tensor.permute(_order(tensor if like is None else like)).reshape(-1)

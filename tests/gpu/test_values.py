@@ -134,6 +134,28 @@ def test_moved_to_another_device(case, backend, generator):
         assert step_counts(moved, params) == [2, 2, 2]
 
 
+@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+def test_saved_on_a_gpu(case, backend, style, generator, tmp_path):
+    """Loaded with map_location="cpu", beside parameters on the CPU, it goes on there to the bit."""
+    start = [torch.randn(n, generator=generator) for n in (5, 5000)]
+    params = on_gpu(start)
+    optimizer = case.optimizer(params, lr=1e-2, state_format=style, backend=backend)
+    give_gradients(params, generator)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "saved")
+    twins = [torch.nn.Parameter(param.detach().cpu()) for param in params]
+    twin = case.optimizer(twins, state_format=style)
+    twin.load_state_dict(torch.load(tmp_path / "saved", map_location="cpu", weights_only=True))
+    for _ in range(2):
+        for param, other in zip(params, twins, strict=True):
+            other.grad = gradient(other, generator)
+            param.grad = other.grad.cuda()
+        optimizer.step()
+        twin.step()
+    for a, b in zip(values_of(optimizer, params), values_of(twin, twins), strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
 def test_mixed_devices(case, generator):
     params = [*make_params(generator), *on_gpu([p.detach() for p in make_params(generator)])]
     give_gradients(params, generator)

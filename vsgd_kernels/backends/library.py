@@ -5,6 +5,7 @@ Where it is not compiled, Python looks at them.
 
 from __future__ import annotations
 
+import struct
 import weakref
 from functools import cache
 from importlib import import_module
@@ -30,11 +31,27 @@ def why_not_loaded() -> str | None:
     libraries = [path for pattern in ("_C*.so", "_C*.pyd") for path in folder.glob(pattern)]
     if not libraries:
         return f"this installation of vsgd_kernels has no compiled kernels; {_BUILD_HINT}"
+    if missing := _bytes_missing(libraries[0]):
+        return f"the compiled kernels {libraries[0].name} lack their last {missing} bytes; {_BUILD_HINT}"
     try:
         torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         return f"the compiled kernels {libraries[0].name} do not load ({error}); {_BUILD_HINT}"
     return None
+
+
+def _bytes_missing(library: Path) -> int:
+    """How many bytes an ELF file is too short for its section headers, which stand last.
+
+    The loader of a file that is cut off does not fail: the process dies when it touches what is missing.
+    """
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        return 0
+    (start,) = struct.unpack_from("=Q", header, 40)
+    size, count = struct.unpack_from("=HH", header, 58)
+    return int(max(0, start + size * count - library.stat().st_size))
 
 
 @cache

@@ -1,0 +1,59 @@
+"""q8's words by rows of a parameter, for checkpoints of parameters that several processes hold some rows of each.
+
+A block is `CODES` elements of what one process holds, so its words mean nothing under another division. By rows they do:
+a row has the words of all blocks that it touches, and the number of its first element in the first of them. So a
+checkpoint can be cut anew between any rows; each element keeps its value, and under the old division every block its
+words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .noise import CODES
+from .rules import Rule
+
+
+def width(rule: Rule, shape: Sequence[int]) -> int:
+    """Words of a row of a parameter of this shape."""
+    return _touched(shape) * len(rule.states) + 1
+
+
+def by_rows(rule: Rule, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    """[rows, width] int32, from a parameter's blocks; `shape` is what the process holds of it, contiguous."""
+    rows, length = shape[0], prod(shape[1:])
+    start = torch.arange(rows, device=blocks.device) * length
+    touched = start[:, None] // CODES + torch.arange(_touched(shape), device=blocks.device)
+    words = blocks[touched.clamp(max=max(len(blocks) - 1, 0))] if blocks.numel() else blocks.new_empty(rows, 0)
+    words = words.reshape(rows, width(rule, shape) - 1)
+    return torch.cat([words, (start % CODES).int()[:, None]], 1)
+
+
+def to_blocks(rule: Rule, rows: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """What `by_rows` was made from; None where a row then lay otherwise in its blocks."""
+    length = prod(shape[1:])
+    first = torch.arange(-(-prod(shape) // CODES), device=rows.device) * CODES  # elements of the blocks
+    row = first // max(length, 1)
+    own = _words(rule, rows, shape)[row, (rows[row, -1] + first - row * length) // CODES]
+    return own if torch.equal(by_rows(rule, own, shape), rows) else None
+
+
+def each_word(rule: Rule, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """[elements, states] int32, each element's words."""
+    length = prod(shape[1:])
+    block = (rows[:, -1:] + torch.arange(length, device=rows.device)) // CODES
+    words = _words(rule, rows, shape)[torch.arange(len(rows), device=rows.device)[:, None], block]
+    return words.reshape(-1, len(rule.states))
+
+
+def _touched(shape: Sequence[int]) -> int:
+    """How many blocks a row may touch."""
+    return (prod(shape[1:]) + 2 * (CODES - 1)) // CODES
+
+
+def _words(rule: Rule, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    return rows[:, :-1].reshape(len(rows), _touched(shape), len(rule.states))
