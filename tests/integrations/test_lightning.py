@@ -4,8 +4,8 @@
         optimizer = VSGD(self.parameters(), lr=1e-2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make_scheduler(optimizer), "interval": "step"}}
 
-`Trainer(gradient_clip_val=1.0)` works as it is at full precision. At "bf16-mixed" and "16-mixed" Lightning refuses to clip
-for optimizers that unscale gradients themselves, as torch's fused ones do. There, leave it to the scaler:
+`Trainer(gradient_clip_val=1.0)` works as it is at full precision. At "bf16-mixed" and "16-mixed" Lightning refuses to
+clip for optimizers that unscale gradients themselves, as torch's fused ones do. There, leave it to the scaler:
 `optimizer._step_supports_amp_scaling = False` in `configure_optimizers`.
 """
 
