@@ -2,20 +2,26 @@
 PYTHON ?= python3
 # Installed first and by exact version: anything that resolves torch anew may fetch another build of it.
 TORCH ?= torch==2.13.0
+# Imports torchvision, of which there is no build for every torch; its tests do without.
+TIMM ?= timm==1.0.31
 VENV ?= .venv
+INTEGRATIONS ?= .venv-integrations
 
 python := $(VENV)/bin/python
 sources := $(wildcard csrc/*) setup.py pyproject.toml
-# $(1): extras. The kernels are compiled against the torch of the environment, hence no build isolation.
-install = $(python) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[$(1)]'
+pip := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench mutants clean
+.PHONY: demo test test-integrations lint bench mutants clean
 
 demo: $(VENV)/demo
 	$(python) -m bench.demo
 
 test: $(VENV)/test
 	$(python) -m pytest
+
+# The optimizers inside of the trainers that people use, each in the version of the extra `integrations`.
+test-integrations: $(INTEGRATIONS)/test
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations
 
 lint: $(VENV)/lint
 	$(python) -m ruff check .
@@ -29,15 +35,27 @@ bench: $(VENV)/demo $(VENV)/test
 mutants: $(VENV)/test
 	$(python) -m tests.mutants
 
-$(VENV)/torch:
-	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(python) -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel numpy
+$(VENV)/torch $(INTEGRATIONS)/torch: %/torch:
+	$(PYTHON) -m venv $*
+	$*/bin/python $(pip) $(TORCH)
+	$*/bin/python $(pip) 'setuptools>=77' wheel numpy
 	touch $@
 
-$(VENV)/demo $(VENV)/test $(VENV)/lint: $(VENV)/torch $(sources)
-	$(call install,$(notdir $@))
+# The kernels are compiled against the torch of the environment, hence no build isolation.
+$(VENV)/demo $(VENV)/test: $(VENV)/torch $(sources)
+	$(python) $(pip) --no-build-isolation --editable '.[$(notdir $@)]'
+	touch $@
+
+# An isolated build sees no torch and compiles nothing.
+$(VENV)/lint: $(VENV)/torch pyproject.toml
+	$(python) $(pip) --editable '.[lint]'
+	touch $@
+
+# Nor does this: the kernels are those that $(VENV)/test left in vsgd_kernels/.
+$(INTEGRATIONS)/test: $(INTEGRATIONS)/torch $(VENV)/test pyproject.toml
+	$(INTEGRATIONS)/bin/python $(pip) --editable '.[integrations]'
+	$(INTEGRATIONS)/bin/python $(pip) --no-deps $(TIMM)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info vsgd_kernels/*.so
+	rm -rf $(VENV) $(INTEGRATIONS) build *.egg-info vsgd_kernels/*.so

@@ -1,0 +1,1 @@
+"""The optimizers inside of other people's trainers: `make test-integrations`."""
