@@ -70,7 +70,9 @@ def said_state(rule, saved, param, group):
         return {}
     entries = {key: value for key, value in saved.items() if key not in ("low", "blocks", "pa2")}
     entries["step"] = torch.tensor(float(torch.as_tensor(saved["step"]).detach()))
-    entries |= said_values(rule, saved, param, state_formats.format_for(group["state_format"], param))
+    entries |= said_values(
+        rule, saved, param, state_formats.format_for(group["state_format"], param.dtype, param.numel())
+    )
     if param.dtype == torch.bfloat16:
         entries["low"] = converted_low(param, saved.get("low"), torch.int16)
     return {key: value.detach() if isinstance(value, torch.Tensor) else value for key, value in entries.items()}

@@ -1,9 +1,9 @@
 """q8's words by rows of a parameter, for checkpoints of parameters that several processes hold some rows of each.
 
-A block is `CODES` elements of what one process holds, so its words mean nothing under another division. By rows they do:
-a row has the words of all blocks that it touches, and the number of its first element in the first of them. So a
-checkpoint can be cut anew between any rows; each element keeps its value, and under the old division every block its
-words.
+A block is `CODES` elements of what one process holds, so that its words mean nothing where the parameter is cut
+otherwise. By rows they do: a row has the words of all blocks that it touches, and the number of its first element in
+the first of them. A checkpoint can be cut anew between any rows; each element keeps its value, and where the cuts are
+the old ones each block its words.
 """
 
 from __future__ import annotations
