@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import checkpoint_layout, formats, hyperparameters, state_formats
+from . import checkpoint_layout, formats, hyperparameters, row_blocks, state_formats
 from .batch import DTYPES
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
@@ -74,7 +75,7 @@ def convert(
     owners = [group for group in own_groups for _ in group["params"]]
     for (group, i), param, own in zip(ids, params, owners, strict=True):
         if i in states:
-            states[i] = _convert_state(f"state of parameter {i}", states[i], group, rule, param, own)
+            states[i] = _convert_held(f"state of parameter {i}", states[i], group, rule, param, own)
     return {**state_dict, "state": states, "param_groups": groups}
 
 
@@ -145,8 +146,31 @@ def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _convert_state(
+def _convert_held(
     name: str, state: dict[str, Any], group: dict[str, Any], rule: Rule, param: Tensor, own_group: dict[str, Any]
+) -> dict[str, Any]:
+    """`_convert_state` of what this process holds."""
+    style = state_formats.format_for(own_group["state_format"], param.dtype, param.numel())
+    if not any(map(is_traceable_wrapper_subclass, (param, *state.values()))):
+        return _convert_state(name, state, group, rule, param, style, own_group)
+    from . import sharded_checkpoint, sharding  # here, for torch.distributed.tensor takes long to import
+
+    held, own = sharded_checkpoint.held_state(name, rule, param, state), sharding.local(param)
+    converted = _convert_state(name, held, group, rule, own, style, own_group)
+    for key in (*rule.states, "low"):
+        if key in converted:
+            converted[key] = Exact(sharding.like(param, converted[key].tensor))
+    return converted
+
+
+def _convert_state(
+    name: str,
+    state: Mapping[str, Any],
+    group: dict[str, Any],
+    rule: Rule,
+    param: Tensor,
+    style: str,
+    own_group: dict[str, Any],
 ) -> dict[str, Any]:
     if not state:
         return {}  # not stepped yet: it starts from the prior
@@ -163,6 +187,7 @@ def _convert_state(
     converted["step"] = Exact(torch.tensor(step, dtype=torch.float32, device="cpu"))
     for key in rule.states:
         _check_saved(f"{name}: expected {key}", state[key], param)
+    state = row_blocks.resolved(name, rule, param.shape, state)
     saved = [state[key] for key in rule.states]
     blocks = _check_blocks(name, state, rule, param)
     values = state_formats.decode(rule, saved, blocks)
@@ -173,7 +198,6 @@ def _convert_state(
             raise ValueError(f"{name}: expected {key} to be finite or NaN, found {value[value.isinf()][0].item()}")
         if key in rule.rates and not _all_positive(value):
             raise ValueError(f"{name}: expected {key} to be greater than 0, found {value.min().item()}")
-    style = state_formats.format_for(own_group["state_format"], param.dtype, param.numel())
     converted.update(
         (key, Exact(entry)) for key, entry in _in_format(style, rule, param, saved, blocks, values).items()
     )
@@ -205,7 +229,7 @@ def _in_format(
     return state_formats.entries(rule, states, own_blocks)
 
 
-def _check_blocks(name: str, state: dict[str, Any], rule: Rule, param: Tensor) -> Tensor | None:
+def _check_blocks(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor) -> Tensor | None:
     """The blocks of a saved state in format q8."""
     saved = [state[key] for key in rule.states]
     if state_formats.format_of(saved) != "q8":
@@ -231,7 +255,7 @@ def _check_blocks(name: str, state: dict[str, Any], rule: Rule, param: Tensor) -
     return blocks
 
 
-def _convert_low(name: str, state: dict[str, Any], param: Tensor, master_weights: str | None) -> Tensor | None:
+def _convert_low(name: str, state: Mapping[str, Any], param: Tensor, master_weights: str | None) -> Tensor | None:
     low = state.get("low")
     if "low" in state:
         _check_saved(f"{name}: expected low", low, param)

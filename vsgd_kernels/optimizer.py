@@ -9,6 +9,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import backends, checkpoint, formats, hyperparameters, traced
 from .batch import check_dtype
@@ -121,6 +122,19 @@ class FusedOptimizer(Optimizer):
                 param.grad = None
             elif param.grad is not None:
                 param.grad.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Optimizer.state_dict`. What belongs to a DTensor can be loaded however many processes share it."""
+        saved = super().state_dict()
+        if any(map(is_traceable_wrapper_subclass, self._params)):
+            from .sharded_checkpoint import saved_state  # here, for torch.distributed.tensor takes long to import
+
+            numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+            own = dict(zip(numbers, chain.from_iterable(group["params"] for group in self.param_groups), strict=True))
+            saved["state"] = {
+                i: saved_state(self.rule, own[i], state) if i in own else state for i, state in saved["state"].items()
+            }
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state_dict of this class, of the authors' class or of pytorch_optimizer's.

@@ -8,14 +8,17 @@ the old ones each block its words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import state_formats
 from .noise import CODES
 from .rules import Rule
+from .state_formats import BLOCKS
 
 
 def width(rule: Rule, shape: Sequence[int]) -> int:
@@ -48,6 +51,36 @@ def each_word(rule: Rule, rows: Tensor, shape: Sequence[int]) -> Tensor:
     block = (rows[:, -1:] + torch.arange(length, device=rows.device)) // CODES
     words = _words(rule, rows, shape)[torch.arange(len(rows), device=rows.device)[:, None], block]
     return words.reshape(-1, len(rule.states))
+
+
+def resolved(name: str, rule: Rule, shape: Sequence[int], state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state with its blocks in place of words by rows; where they lay otherwise, with its codes decoded.
+
+    Args:
+        name: what errors call the state.
+        rule: the update rule.
+        shape: of the parameter, or of what this process holds of it.
+        state: any; one without words by rows is returned as it is.
+
+    Raises:
+        ValueError: the words are none that this package writes.
+    """
+    rows = state.get(BLOCKS)
+    codes = [state.get(key) for key in rule.states]
+    if not isinstance(rows, Tensor) or not shape or rows.shape != (shape[0], width(rule, shape)):
+        return state
+    if any(not isinstance(own, Tensor) or own.shape != shape for own in codes):
+        return state  # the checks of a state say so
+    if rows.dtype != torch.int32 or bool(((rows[:, -1] < 0) | (rows[:, -1] >= CODES)).any()):
+        raise ValueError(f"{name}: expected {BLOCKS} by rows as this package writes them, found {rows.dtype}, {rows}")
+    if (blocks := to_blocks(rule, rows, shape)) is not None:
+        return {**state, BLOCKS: blocks}
+    words = each_word(rule, rows, shape)
+    if wrong := state_formats.wrong_word(rule, words):
+        raise ValueError(f"{name}: expected {BLOCKS} as this package writes them, found {wrong}")
+    values = state_formats.decode_by_words(rule, codes, words)
+    others = {key: value for key, value in state.items() if key != BLOCKS}
+    return {**others, **dict(zip(rule.states, values, strict=True))}
 
 
 def _touched(shape: Sequence[int]) -> int:

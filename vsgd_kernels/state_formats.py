@@ -78,9 +78,18 @@ def decode(rule: Rule, states: Sequence[Tensor], blocks: Tensor | None) -> list[
     """The states as numbers, in the dtype in which they are computed, of their shapes."""
     if blocks is None:
         return [state.float() if state.dtype == torch.bfloat16 else state for state in states]
+    words = blocks.repeat_interleave(CODES, 0)[: states[0].numel()]
     return [
         from_memory_order(_decode_codes(key in rule.rates, _memory_order(codes), word), codes)
-        for key, codes, word in zip(rule.states, states, blocks.unbind(1), strict=True)
+        for key, codes, word in zip(rule.states, states, words.unbind(1), strict=True)
+    ]
+
+
+def decode_by_words(rule: Rule, states: Sequence[Tensor], words: Tensor) -> list[Tensor]:
+    """The numbers of codes, each of which has its own words, [elements, states] in the order of a contiguous tensor."""
+    return [
+        _decode_codes(key in rule.rates, codes.reshape(-1), word).view(codes.shape)
+        for key, codes, word in zip(rule.states, states, words.unbind(1), strict=True)
     ]
 
 
@@ -225,13 +234,13 @@ def _encode_means(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     return code.to(torch.int8), _marked(word, flat)
 
 
-def _decode_codes(is_rate: bool, codes: Tensor, words: Tensor) -> Tensor:
-    word = _each(words & ~_HAS_NAN, codes.numel())
+def _decode_codes(is_rate: bool, codes: Tensor, word: Tensor) -> Tensor:
+    """The numbers of codes, with each one's word."""
+    own = word & ~_HAS_NAN
     if is_rate:
-        value = ((word & ~31) + (codes.int() << (word & 31))).view(torch.float32)
+        value = ((own & ~31) + (codes.int() << (own & 31))).view(torch.float32)
     else:
-        unit = _each((words & ~_HAS_NAN).view(torch.float32) / SPAN, codes.numel())
         y = (_ONE + (codes.int().abs() << MEAN_SHIFT)).view(torch.float32)
-        value = (y - 1.0) * unit * codes.sign()
-    is_nan = (codes == (_NAN_RATE if is_rate else _NAN_MEAN)) & (_each(words, codes.numel()) < 0)
+        value = (y - 1.0) * (own.view(torch.float32) / SPAN) * codes.sign()
+    is_nan = (codes == (_NAN_RATE if is_rate else _NAN_MEAN)) & (word < 0)
     return torch.where(is_nan, torch.nan, value)

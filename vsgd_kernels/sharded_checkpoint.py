@@ -1,0 +1,67 @@
+"""The state of parameters of which several processes hold parts, as a checkpoint has it: however they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from . import row_blocks, state_formats
+from .rules import Rule
+from .sharding import is_of_rows, like, local
+from .state_formats import BLOCKS
+
+
+def saved_state(rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state for a state_dict: q8's words by rows or, where no rows are held, its codes decoded."""
+    if BLOCKS not in state or not isinstance(param, DTensor):
+        return dict(state)
+    if is_of_rows(param):
+        rows = row_blocks.by_rows(rule, state[BLOCKS], local(param).shape)
+        return {**state, BLOCKS: like(param, rows, (param.shape[0], rows.shape[1]))}
+    values = state_formats.decode(rule, [local(state[key]) for key in rule.states], state[BLOCKS])
+    decoded = {key: like(param, value) for key, value in zip(rule.states, values, strict=True)}
+    return {key: value for key, value in {**state, **decoded}.items() if key != BLOCKS}
+
+
+def held_state(name: str, rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state as that of what this process holds of a parameter, in plain tensors.
+
+    Args:
+        name: what errors call the state.
+        rule: the update rule.
+        param: the parameter.
+        state: as `saved_state` made it, in parts or gathered, or that of a parameter which nobody had cut.
+
+    Raises:
+        ValueError: an entry does not fit the parameter.
+    """
+    if isinstance(param, DTensor) and not any(isinstance(value, DTensor) for value in state.values()):
+        state = row_blocks.resolved(name, rule, param.shape, state)
+        if BLOCKS in state:  # of the whole parameter: they mean nothing for a part
+            values = state_formats.decode(rule, [state[key] for key in rule.states], state[BLOCKS])
+            state = {key: value for key, value in state.items() if key != BLOCKS}
+            state.update(zip(rule.states, values, strict=True))
+    return {
+        key: _held(f"{name}: expected {key}", param, value, key != BLOCKS)
+        if isinstance(value, Tensor) and key in (*rule.states, "low", BLOCKS)
+        else value
+        for key, value in state.items()
+    }
+
+
+def _held(expected: str, param: Tensor, value: Tensor, is_elementwise: bool) -> Tensor:
+    if not isinstance(param, DTensor):
+        if isinstance(value, DTensor):
+            raise ValueError(f"{expected} as a plain tensor, as the parameter is, found a DTensor: gather it first")
+        return value
+    if is_elementwise and value.shape != param.shape:
+        raise ValueError(f"{expected} of shape {tuple(param.shape)}, found {tuple(value.shape)}")
+    if not isinstance(value, DTensor):
+        value = distribute_tensor(value, param.device_mesh, param.placements, src_data_rank=None)
+    elif value.placements != param.placements or value.device_mesh != param.device_mesh:
+        value = value.redistribute(param.device_mesh, param.placements)
+    own: Tensor = local(value)
+    return own
