@@ -44,14 +44,10 @@ def _info(case):
         supports_fused_on=("cpu", "cuda"),
         has_capturable_arg=True,
         supports_complex=False,
-        # What checkpoints of the authors' class lack.
-        not_og_supported_flags=(*SETTINGS, "maximize", *(["shape_offset"] if "shape_offset" in _names(case) else [])),
+        # What a checkpoint of this package may lack; a rule's own settings it may not.
+        not_og_supported_flags=(*SETTINGS, "maximize"),
         optim_error_inputs_func=get_error_inputs_for_all_optims,
     )
-
-
-def _names(case):
-    return case.optimizer.rule.hyper
 
 
 INFOS = [_info(case) for case in CASES.values()]
