@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import checkpoint_layout, formats, hyperparameters, row_blocks, state_formats
 from .batch import DTYPES
+from .checkpoint_layout import count, has_data
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
 
@@ -174,7 +175,7 @@ def _convert_state(
 ) -> dict[str, Any]:
     if not state:
         return {}  # not stepped yet: it starts from the prior
-    step = _count(name, state.get("step", group.get("step")))
+    step = count(name, state.get("step", group.get("step")))
     if step == 0 and not any(key in state for key in rule.states):
         return {}
     if missing := [key for key in rule.states if key not in state]:
@@ -248,7 +249,7 @@ def _check_blocks(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor
     if not isinstance(blocks, Tensor) or blocks.shape != shape or blocks.dtype != torch.int32:
         found = f"{blocks.dtype}, {tuple(blocks.shape)}" if isinstance(blocks, Tensor) else repr(blocks)
         raise ValueError(f"{name}: expected {state_formats.BLOCKS} of torch.int32 and shape {shape}, found {found}")
-    if not _has_data(blocks):
+    if not has_data(blocks):
         raise ValueError(f"{name}: expected {state_formats.BLOCKS} to have data, found it on {blocks.device}")
     if wrong := state_formats.wrong_word(rule, blocks) or state_formats.wrong_code(rule, saved, blocks):
         raise ValueError(f"{name}: expected {state_formats.BLOCKS} as this package writes them, found {wrong}")
@@ -271,22 +272,8 @@ def _check_saved(expected: str, saved: Any, param: Tensor) -> None:
         raise ValueError(f"{expected} to be real, found {saved.dtype}")
     if saved.shape != param.shape:
         raise ValueError(f"{expected} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
-    if not _has_data(saved):
+    if not has_data(saved):
         raise ValueError(f"{expected} to be dense and have data, found {saved.layout}, {saved.device}")
-
-
-def _has_data(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type != "meta"
-
-
-def _count(name: str, step: Any) -> float:
-    """A step count as a number; beyond 2^24 float32, in which it is kept, does not count."""
-    is_number = isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex() and _has_data(step)
-    value = step.item() if is_number else step
-    is_count = isinstance(value, Real) and not isinstance(value, bool) and not value < 0 and value <= 2**24
-    if not is_count or not float(value).is_integer():
-        raise ValueError(f"{name}: expected step to be a whole number from 0 to 2^24, found {step!r}")
-    return float(value)
 
 
 def _all_positive(rates: Tensor) -> bool:

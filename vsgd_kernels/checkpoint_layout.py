@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from .hyperparameters import entries
 from .rules import Rule
@@ -34,6 +38,21 @@ def check_owners(state_dict: Mapping[str, Any], rule: Rule) -> None:
             _check_kind(f"state of parameter {i}", state, Mapping, "a dict")
         elif isinstance(state, Mapping) and any(key in state for key in rule.states):
             raise ValueError(f"state: expected that of the parameters in param_groups, found one of {i!r}")
+
+
+def count(name: str, step: Any) -> float:
+    """A step count as a number; beyond 2^24 float32, in which it is kept, does not count."""
+    is_number = isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex() and has_data(step)
+    value = step.item() if is_number else step
+    is_count = isinstance(value, Real) and not isinstance(value, bool) and not value < 0 and value <= 2**24
+    if not is_count or not float(value).is_integer():
+        raise ValueError(f"{name}: expected step to be a whole number from 0 to 2^24, found {step!r}")
+    return float(value)
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Whether its elements can be read."""
+    return tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def _check_group(name: str, group: Any, rule: Rule) -> None:

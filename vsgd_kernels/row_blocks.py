@@ -66,10 +66,10 @@ def resolved(name: str, rule: Rule, shape: Sequence[int], state: Mapping[str, An
         ValueError: the words are none that this package writes.
     """
     rows = state.get(BLOCKS)
-    codes = [state.get(key) for key in rule.states]
+    codes = [own for key in rule.states if isinstance(own := state.get(key), Tensor) and own.shape == shape]
     if not isinstance(rows, Tensor) or not shape or rows.shape != (shape[0], width(rule, shape)):
         return state
-    if any(not isinstance(own, Tensor) or own.shape != shape for own in codes):
+    if len(codes) < len(rule.states):
         return state  # the checks of a state say so
     if rows.dtype != torch.int32 or bool(((rows[:, -1] < 0) | (rows[:, -1] >= CODES)).any()):
         raise ValueError(f"{name}: expected {BLOCKS} by rows as this package writes them, found {rows.dtype}, {rows}")
