@@ -121,10 +121,12 @@ def main(writer, folder):
         child = os.fork()
         if child == 0:
             live(writer, folder, ready)
+        os.close(ready)  # so that reading ends where the child does
         os.read(waiting, 1)
+        os.close(waiting)
         time.sleep(source.uniform(0.0, LONGEST))
         os.kill(child, signal.SIGKILL)
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "a life ended by itself"
         temporary = [*folder.glob("*.tmp"), *(path for path in folder.glob("0*") if not (path / ".metadata").exists())]
         unfinished += bool(temporary)
     print(unfinished)
