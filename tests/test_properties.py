@@ -9,7 +9,9 @@ from vsgd_kernels import state_formats
 from vsgd_kernels.batch import DTYPES
 from vsgd_kernels.formats import MASTER_WEIGHTS, extra_bits, is_16_bit, load_param
 
-few = settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 sizes = st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33])
 shapes = st.one_of(
