@@ -74,7 +74,10 @@ def said_state(rule, saved, param, group):
         rule, saved, param, state_formats.format_for(group["state_format"], param.dtype, param.numel())
     )
     if param.dtype == torch.bfloat16:
-        entries["low"] = converted_low(param, saved.get("low"), torch.int16)
+        low = saved.get("low")
+        if low is not None and low.dtype == torch.int32:  # as checkpoints of parts have it
+            low = low.to(torch.int16)
+        entries["low"] = converted_low(param, low, torch.int16)
     return {key: value.detach() if isinstance(value, torch.Tensor) else value for key, value in entries.items()}
 
 

@@ -257,10 +257,12 @@ def _check_blocks(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor
 
 
 def _convert_low(name: str, state: Mapping[str, Any], param: Tensor, master_weights: str | None) -> Tensor | None:
-    low = state.get("low")
+    low: Any = state.get("low")
     if "low" in state:
         _check_saved(f"{name}: expected low", low, param)
-        if (found := state["low"].dtype) not in (dtypes := [dtype for dtype in MASTER_WEIGHTS.values() if dtype]):
+        if low.dtype == torch.int32 and bool((low == low.to(torch.int16)).all()):
+            low = low.to(torch.int16)  # sharded_checkpoint.py widened it
+        if (found := low.dtype) not in (dtypes := [dtype for dtype in MASTER_WEIGHTS.values() if dtype]):
             raise ValueError(f"{name}: expected low of {' or '.join(map(str, dtypes))}, found {found}")
     return formats.converted_low(param, low, formats.low_dtype(master_weights, param.dtype))
 

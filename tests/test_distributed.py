@@ -1,0 +1,198 @@
+"""Training that two processes share equals that of one: DistributedDataParallel, ZeroRedundancyOptimizer, FSDP2."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.cases import CASES
+from tests.distributed import (
+    assert_same_training,
+    assert_same_values,
+    copies,
+    follow,
+    held,
+    make_model,
+    make_optimizer,
+    shard,
+    train,
+)
+from tests.processes import Processes
+from vsgd_kernels import sharding
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    processes = Processes(2, tmp_path_factory.mktemp("store"))
+    yield processes
+    processes.stop()
+
+
+def train_alone(name, dtype, settings):
+    model = make_model(dtype)
+    optimizer = make_optimizer(name, model.parameters(), **settings)
+    train(model, optimizer, STEPS)
+    return model, optimizer
+
+
+SETTINGS = {
+    "fp32": (torch.float32, {}),
+    "bf16 states": (torch.float32, {"state_format": "bf16"}),
+    "q8": (torch.float32, {"state_format": "q8", "seed": 7}),
+    "bf16 parameters": (torch.bfloat16, {}),
+    "split8": (torch.bfloat16, {"master_weights": "split8", "state_format": "q8"}),
+    "rounded": (torch.bfloat16, {"master_weights": None}),
+}
+
+
+@pytest.fixture(params=SETTINGS)
+def setting(request):
+    return request.param
+
+
+def train_with_ddp(name, setting):
+    dtype, settings = SETTINGS[setting]
+    model = DistributedDataParallel(make_model(dtype))
+    optimizer = make_optimizer(name, model.parameters(), **settings)
+    train(model, optimizer, STEPS)
+    assert_same_training(model, optimizer, *train_alone(name, dtype, settings))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ddp(processes, name, setting):
+    processes.run(train_with_ddp, name, setting)
+
+
+def train_with_zero(name, setting):
+    """Each process steps some of the parameters; those that are exact are those of one process."""
+    dtype, settings = SETTINGS[setting]
+    case = CASES[name]
+    settings = {"lr": 1e-2, "weight_decay": 0.1, **case.plain(), **settings}
+    model = DistributedDataParallel(make_model(dtype))
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=case.optimizer, **settings)
+    own = [param for group in optimizer.optim.param_groups for param in group["params"]]
+    params = copies(own)
+    follow(STEPS, model, optimizer, own, params, case.optimizer(params, **settings))
+    assert_same_values(own, params)
+    if setting in ("fp32", "bf16 parameters"):
+        assert_same_values(model.parameters(), train_alone(name, dtype, settings)[0].parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_zero(processes, name, setting):
+    processes.run(train_with_zero, name, setting)
+
+
+def consolidate_zero():
+    model = DistributedDataParallel(make_model())
+    settings = {"lr": 1e-2, "weight_decay": 0.1}
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=CASES["vsgd"].optimizer, **settings)
+    train(model, optimizer, STEPS)
+    optimizer.consolidate_state_dict(to=0)
+    if dist.get_rank() == 0:
+        alone, alone_optimizer = train_alone("vsgd", torch.float32, {})
+        fresh = make_optimizer("vsgd", alone.parameters())
+        fresh.load_state_dict(optimizer.state_dict())
+        assert_same_training(alone, fresh, alone, alone_optimizer)
+
+
+def test_consolidated_state_of_zero(processes):
+    processes.run(consolidate_zero)
+
+
+POLICIES = {
+    "plain": {},
+    "mixed precision": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)},
+    "offload": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+}
+
+
+def train_with_fsdp(name, setting):
+    """A process's part is stepped as a plain parameter of its own would be; what is exact, as by one process."""
+    dtype, settings = SETTINGS[setting]
+    settings = {**CASES[name].plain(), **settings}
+    model = shard(make_model(dtype))
+    optimizer = make_optimizer(name, model.parameters(), **settings)
+    params = copies(model.parameters())
+    seed = settings.pop("seed", 0)
+    groups = [
+        {"params": [copy], "seed": seed + sharding.first_element(param)}
+        for copy, param in zip(params, model.parameters(), strict=True)
+    ]
+    reference = make_optimizer(name, groups, **settings)
+    follow(STEPS, model, optimizer, list(model.parameters()), params, reference)
+    coded = 0
+    for param, copy in zip(model.parameters(), params, strict=True):
+        states = [optimizer.state[param][key] for key in optimizer.rule.states]
+        assert all(isinstance(state, DTensor) and state.placements == param.placements for state in states)
+        assert int(optimizer.state[param]["step"]) == STEPS
+        others = [reference.state[copy][key] for key in optimizer.rule.states]
+        if states[0].dtype == others[0].dtype:  # a part may be small where the whole is not
+            assert_same_values([held(param), *map(held, states)], [copy, *others])
+            coded += states[0].dtype != torch.float32
+    assert bool(coded) == ("state_format" in settings)
+    if setting in ("fp32", "bf16 parameters"):
+        assert_same_values(model.parameters(), train_alone(name, dtype, settings)[0].parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fsdp(processes, name, setting):
+    processes.run(train_with_fsdp, name, setting)
+
+
+def train_with_fsdp_policy(policy, name):
+    model = shard(make_model(), **POLICIES[policy])
+    optimizer = make_optimizer(name, model.parameters(), **CASES[name].plain())
+    params = copies(model.parameters())
+    follow(
+        STEPS, model, optimizer, list(model.parameters()), params, make_optimizer(name, params, **CASES[name].plain())
+    )
+    assert all(param.dtype == torch.float32 for param in model.parameters())
+    assert_same_values(map(held, model.parameters()), params)
+    if policy == "offload":
+        alone, _ = train_alone(name, torch.float32, CASES[name].plain())
+        assert_same_values(model.parameters(), alone.parameters())
+
+
+@pytest.mark.parametrize("policy", ["mixed precision", "offload"])
+def test_fsdp_policies(processes, policy):
+    processes.run(train_with_fsdp_policy, policy, "vsgd")
+
+
+def prepare_fsdp_once():
+    """A step with nothing new prepares nothing: what it was prepared for serves on."""
+    model = shard(make_model())
+    optimizer = make_optimizer("vsgd", model.parameters(), state_format="q8")
+    train(model, optimizer, 1)
+    plan = optimizer._stepper._plan
+    train(model, optimizer, 2, first=1)
+    assert optimizer._stepper._plan is plan
+    state = optimizer.state[next(model.parameters())]
+    state["mug"] = state["mug"].clone()
+    train(model, optimizer, 1, first=3)
+    assert optimizer._stepper._plan is not plan
+
+
+def test_fsdp_is_prepared_once(processes):
+    processes.run(prepare_fsdp_once)
+
+
+def step_with_another_gradient():
+    model = shard(make_model())
+    optimizer = make_optimizer("vsgd", model.parameters())
+    param = next(model.parameters())
+    before = held(param.detach()).clone()
+    # FSDP2 keeps gradients where the parameter is; a gradient of every process is brought there.
+    param.grad = DTensor.from_local(torch.ones(param.shape), param.device_mesh, run_check=False)
+    optimizer.step()
+    assert (held(param) < before).all()
+    assert held(optimizer.state[param]["mug"]).shape == before.shape
+
+
+def test_gradient_of_other_placements(processes):
+    processes.run(step_with_another_gradient)
