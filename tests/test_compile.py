@@ -59,7 +59,7 @@ def assert_same(model, optimizer, other, other_optimizer):
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         # The gradients' kernels are the compiler's, and those of aot_eager are torch's own.
         assert torch.equal(p, q)
-        own, others = optimizer.state[p], other_optimizer.state[q]
+        own, others = optimizer.state.get(p, {}), other_optimizer.state.get(q, {})
         assert own.keys() == others.keys()
         assert all(torch.equal(own[key], others[key]) for key in own)
 
@@ -160,3 +160,24 @@ def test_parameters_that_were_taken_away_are_noticed(model):
     with pytest.raises(RuntimeError, match="param_groups hold other parameters"):
         step()
     assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_gradients_of_the_step_before_do_not_count(model):
+    """Those that a program has set to None are still there while it runs."""
+    other = copy.deepcopy(model)
+    optimizer, other_optimizer = (VSGD(m.parameters(), lr=1e-2) for m in (model, other))
+
+    def step(m, o, x, y):
+        o.zero_grad()
+        mse_loss(m[2](x), y).backward()
+        o.step()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    x, y = torch.ones(4, 640), torch.ones(4, 1)
+    for m in (model, other):
+        for param in m.parameters():
+            param.grad = torch.ones_like(param)
+    compiled(model, optimizer, x, y)
+    step(other, other_optimizer, x, y)
+    assert_same(model, optimizer, other, other_optimizer)
+    assert [param.grad is None for param in model.parameters()] == [True, True, False, False]

@@ -182,6 +182,24 @@ def test_fsdp_is_prepared_once(processes):
     processes.run(prepare_fsdp_once)
 
 
+def change_format():
+    model = shard(make_model(torch.bfloat16))
+    optimizer = make_optimizer("vsgd", model.parameters())
+    train(model, optimizer, 1)
+    optimizer.param_groups[0].update(state_format="bf16", master_weights="split8")
+    train(model, optimizer, 1, first=1)
+    state = optimizer.state[next(model.parameters())]
+    assert {key: state[key].dtype for key in ("mug", "low")} == {"mug": torch.bfloat16, "low": torch.int8}
+    optimizer.param_groups[0].update(master_weights=None)
+    train(model, optimizer, 1, first=2)
+    assert "low" not in state
+    return [held(value) for value in state.values()]
+
+
+def test_format_changed_between_steps(processes):
+    processes.run(change_format)
+
+
 def step_with_another_gradient():
     model = shard(make_model())
     optimizer = make_optimizer("vsgd", model.parameters())
