@@ -41,7 +41,7 @@ def train(model, optimizer, steps, first=0):
         generator = torch.Generator().manual_seed(number)
         x, y = (torch.randn(8, width, generator=generator).to(parameter.dtype) for width in (WIDTHS[0], WIDTHS[-1]))
         optimizer.zero_grad()
-        mse_loss(model(x), y).backward()
+        mse_loss(model(x).float(), y.float()).backward()  # outputs are of the policy's dtype
         optimizer.step()
 
 
