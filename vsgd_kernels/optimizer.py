@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import backends, checkpoint, formats, hyperparameters, traced
+from . import backends, checkpoint, clipping, formats, hyperparameters, traced
 from .batch import check_dtype
 from .plan import Scope, param_name
 from .rules import Rule
@@ -30,8 +30,11 @@ class FusedOptimizer(Optimizer):
     rule: ClassVar[Rule]
     # GradScaler then leaves unscaling and the skipping of overflowed steps to step().
     _step_supports_amp_scaling = True
+    #: The 2-norm of the last step's gradients, before they were clipped; 0-dimensional. None without `max_grad_norm`.
+    grad_norm: Tensor | None = None
+    _max_grad_norm: float | None = None
 
-    def __init__(self, params: ParamsT, backend: str | None, **settings: Any) -> None:
+    def __init__(self, params: ParamsT, backend: str | None, max_grad_norm: float | None, **settings: Any) -> None:
         """A class passes on its arguments, all others being settings of a parameter group."""
         masters = settings["master_weights"]
         defaults = {**settings, "state_version": checkpoint.VERSION}
@@ -39,6 +42,7 @@ class FusedOptimizer(Optimizer):
             defaults["master_weights"] = str(masters)
         hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
+        self.max_grad_norm = max_grad_norm
         self._backend = backend
         self._samples: dict[Tensor, Samples] = {}  # of each parameter, for a rule that takes them
         self._prepare()
@@ -51,6 +55,15 @@ class FusedOptimizer(Optimizer):
         self._stepper = Stepper(self.rule, self._backend)
         if "_number" not in self.__dict__:
             self._number = traced.number_of(self)
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The constructor's argument; it can be changed between steps."""
+        return self._max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        self._max_grad_norm = None if value is None else hyperparameters.number("max_grad_norm", value)
 
     def _list_params(self) -> None:
         # A compiled program reads these: what it reads of param_groups, it would be compiled for.
@@ -110,7 +123,11 @@ class FusedOptimizer(Optimizer):
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
         variances = {param: samples.variance for param, samples in self._samples.items()}
         scope = Scope(self.param_groups, self.state, settings, variances)
-        self._stepper.step(scope, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        grad_scale = getattr(self, "grad_scale", None)
+        if self._max_grad_norm is not None:
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            grad_scale, self.grad_norm = clipping.clip(params, self._max_grad_norm, grad_scale)
+        self._stepper.step(scope, grad_scale, getattr(self, "found_inf", None))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets all gradients; see `Optimizer.zero_grad`."""
@@ -166,7 +183,8 @@ class FusedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        return {**super().__getstate__(), "_backend": self._backend, "_samples": self._samples}
+        own = {name: getattr(self, name) for name in ("_backend", "_samples", "_max_grad_norm")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what `__getstate__` kept, or takes what `load_state_dict` loaded."""
