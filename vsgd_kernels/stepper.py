@@ -81,7 +81,7 @@ class Stepper:
 
         None where the step is that by which torch.distributed.checkpoint has states made: it changes nothing.
         """
-        operands = list(operands_of(scope.param_groups, scope.place))
+        operands = list(operands_of(scope))
         for op in operands:
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
@@ -96,18 +96,19 @@ class Stepper:
             for param in fresh:
                 scope.state.pop(param, None)
             raise
-        return None if len(fresh) == len(operands) and _only_makes_states(scope) else plan
+        is_first = len(fresh) == len(operands) and scope.alone is None
+        return None if is_first and _only_makes_states(scope) else plan
 
 
 def _only_makes_states(scope: Scope) -> bool:
     """Whether every learning rate and every gradient is 0."""
-    operands = list(operands_of(scope.param_groups))
+    operands = list(operands_of(scope))
     rates = {op.group: float(scope.param_groups[op.group]["lr"]) for op in operands}
     return not any(rates.values()) and not any(bool(torch.any(op.grad)) for op in operands)
 
 
 def _check_capture(scope: Scope) -> None:
-    for op in operands_of(scope.param_groups, scope.place):
+    for op in operands_of(scope):
         if not scope.settings[op.group].capturable:
             raise RuntimeError(
                 f"a CUDA graph is being captured, and group {op.group} has capturable=False: its scalars are "

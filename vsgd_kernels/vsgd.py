@@ -76,6 +76,14 @@ class VSGD(FusedOptimizer):
             DTensors (FSDP2, tensor parallelism); where the optimizer is given only a part of the parameters, as
             ZeroRedundancyOptimizer does in each process, that of this part. An attribute, which can be changed between
             steps, and no part of the state dict. inf clips nothing, and leaves the norm.
+        gradient_release: step each parameter as soon as its gradient is accumulated in backward, and free the gradient,
+            so that few are there at a time. Parameters end as `step` would leave them, to the bit, with the settings of
+            that moment; `step` then steps what still has a gradient, and runs hooks. Accumulation over several backward
+            passes: `accumulate_gradients`. Parameters of FSDP2 step with their sharded gradients. What needs all
+            gradients, or needs them later, does not work with it: `max_grad_norm`, GradScaler, DistributedDataParallel,
+            SampleVSGD, CUDA graphs of backward, `step` inside of torch.compile. What needs parameters as they were in
+            the forward pass fails, as under any change in place: a backward pass after the one that stepped, and
+            reentrant checkpoints that share a parameter.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
@@ -114,6 +122,7 @@ class VSGD(FusedOptimizer):
         seed: int = 0,
         backend: str | None = None,
         max_grad_norm: float | None = None,
+        gradient_release: bool = False,
     ) -> None:
         super().__init__(**arguments_of(locals()))
 
