@@ -133,6 +133,7 @@ def test_small_gradients_are_left(case, generator):
         assert optimizer.grad_norm.item() == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, in Triton's interpreter
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_not_finite(case, backend, bad, generator):
     """As after clip_grad_norm_: of an infinite norm finite gradients count as 0, of a NaN one all are NaN."""
@@ -235,22 +236,6 @@ def test_nothing_waits_and_nothing_is_large(dtype):
     assert "aten::linalg_vector_norm" in {event.name for event in events}
     assert not {"aten::item", "aten::_local_scalar_dense"} & {event.name for event in events}
     assert 0 < max(event.cpu_memory_usage for event in events) <= 4 * 2**20 + 2**16
-
-
-def test_compiled_step(generator):
-    params = make_params(generator)
-    twins = copy.deepcopy(params)
-    optimizer, other = (VSGD(some, lr=1e-2, max_grad_norm=MAX_NORM) for some in (params, twins))
-    step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
-    for max_norm in (MAX_NORM, 1e-3, None):
-        optimizer.max_grad_norm = other.max_grad_norm = max_norm
-        for param, twin in zip(params, twins, strict=True):
-            param.grad = gradient(param, generator)
-            twin.grad = param.grad.clone()
-        step()
-        other.step()
-        assert_same_bits(params, twins)
-        assert torch.equal(optimizer.grad_norm, other.grad_norm)
 
 
 def test_of_samples_the_mean_is_clipped(generator):

@@ -310,16 +310,6 @@ def test_an_error_leaves_its_parameter_as_it_was():
     assert optimizer.state[weight]["step"] == 2
 
 
-def test_compiled_model():
-    """Its backward steps as another's does: gradients are accumulated outside of the program."""
-    models, optimizers = pair(vsgd)
-    for model, optimizer in zip(models, optimizers, strict=True):
-        compiled = torch.compile(model, backend="aot_eager")
-        train(compiled, optimizer, batches(3))
-    assert_same(models, optimizers)
-    assert all(param.grad is None for param in models[0].parameters())
-
-
 def test_what_is_excluded():
     params = [nn.Parameter(torch.ones(3))]
     with pytest.raises(ValueError, match=r"max_grad_norm=1\.0 with gradient_release=True"):
@@ -332,9 +322,6 @@ def test_what_is_excluded():
     with pytest.raises(ValueError, match=r"max_grad_norm=2\.0 with gradient_release=True"):
         optimizer.max_grad_norm = 2.0
     assert optimizer.max_grad_norm is None
-    with pytest.raises(Exception, match="gradient_release=True steps in backward; leave step"):
-        torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)()
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("unscaled", [False, True])

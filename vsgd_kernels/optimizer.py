@@ -123,10 +123,6 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         with torch.no_grad():
             if torch.compiler.is_compiling():
-                if self._gradient_release:
-                    raise RuntimeError(
-                        "gradient_release=True steps in backward; leave step() out of the compiled program"
-                    )
                 traced.step(self._params, self._number)
             else:
                 self._step()

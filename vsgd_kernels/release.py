@@ -158,6 +158,8 @@ def _is_at(optimizer: FusedOptimizer, spot: _Spot, param: Tensor) -> bool:
 
 
 def _hook(param: Tensor, release: weakref.ref[Release]) -> RemovableHandle:
+    # Where a compiled function calls backward, torch would compile this too.
+    @torch.compiler.disable
     def accumulated(param: Tensor) -> None:
         if (own := release()) is not None:
             own.accumulated(param)
