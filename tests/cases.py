@@ -11,8 +11,8 @@ from vsgd_kernels import backends, formats, hyperparameters, philox, reference, 
 
 #: What one step may add, in units in the last place of the arithmetic's dtype (`torch.finfo.eps`): "result" relative to
 #: the result; "input" as if every operand had been that far off, so that a cancellation is forgiven as far as it
-#: multiplies the operands' own roundings and no further.
-TOLERANCE = {"result": 0.51, "input": 4.0}
+#: multiplies the operands' own roundings and no further; "norm" relative to the norm of many squares.
+TOLERANCE = {"result": 0.51, "input": 4.0, "norm": 128.0}
 #: the masters of fp16 parameters are a fixed point of 2^-40 below 2^-14
 FP16_FIXED_POINT = 2.0**-41
 #: the mean of many stochastic roundings, in standard errors

@@ -181,3 +181,36 @@ def test_gradients_of_the_step_before_do_not_count(model):
     step(other, other_optimizer, x, y)
     assert_same(model, optimizer, other, other_optimizer)
     assert [param.grad is None for param in model.parameters()] == [True, True, False, False]
+
+
+def test_clipping(model):
+    """The norm is taken, and the setting read, when the program runs."""
+    other = copy.deepcopy(model)
+    optimizer, other_optimizer = (VSGD(m.parameters(), lr=1e-2, max_grad_norm=1e-2) for m in (model, other))
+    for max_norm in (1e-2, 1e-3, None):
+        optimizer.max_grad_norm = other_optimizer.max_grad_norm = max_norm
+        train(model, optimizer, 3, "aot_eager", scheduled=False)
+        train(other, other_optimizer, 3, scheduled=False)
+        assert optimizer.grad_norm > 1e-2
+        assert torch.equal(optimizer.grad_norm, other_optimizer.grad_norm)
+    assert_same(model, optimizer, other, other_optimizer)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["backward outside", "backward inside"])
+def test_gradient_release(model, traced):
+    """What a program accumulates, its step takes; gradients of a backward that it leaves to Python are released."""
+    other = copy.deepcopy(model)
+    optimizer, other_optimizer = VSGD(model.parameters(), gradient_release=True), VSGD(other.parameters())
+
+    def step(x, y):
+        optimizer.zero_grad()
+        mse_loss(model(x), y).backward()
+        optimizer.step()
+
+    with torch._dynamo.config.patch(trace_autograd_ops=traced):
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=traced)
+        for x, y in batches(3):
+            compiled(x, y)
+    train(other, other_optimizer, 3, scheduled=False)
+    assert all((param.grad is None) != traced for param in model.parameters())
+    assert_same(model, optimizer, other, other_optimizer)

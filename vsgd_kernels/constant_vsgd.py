@@ -37,8 +37,8 @@ class ConstantVSGD(FusedOptimizer):
         eps: ε ≥ 0, added to the denominator.
         shape_offset: ≥ 0, added to 2a; VSGD's authors' code has 1e-4, the paper 0.
         maximize: ascend instead of descend.
-        capturable, state_format, master_weights, seed, backend: as `VSGD`'s; "fp32" takes 8 bytes a parameter, "bf16"
-            4, "q8" 2.1.
+        capturable, state_format, master_weights, seed, backend, max_grad_norm, gradient_release: as `VSGD`'s; "fp32"
+            takes 8 bytes a parameter, "bf16" 4, "q8" 2.1.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
@@ -71,5 +71,7 @@ class ConstantVSGD(FusedOptimizer):
         master_weights: str | None = formats.DEFAULT_MASTER_WEIGHTS,
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        gradient_release: bool = False,
     ) -> None:
         super().__init__(**arguments_of(locals()))

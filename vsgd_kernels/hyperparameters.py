@@ -37,6 +37,7 @@ _LIMITS: dict[str, _Limit] = {
     "beta2": _BELOW_ONE,
     "decay": _TO_ONE,
     "sampling_rate": _TO_ONE,
+    "max_grad_norm": ("greater than 0", lambda x: x > 0.0),
 }
 #: Hyperparameters that are one of a pair in a parameter group.
 _PAIRS = {"beta1": ("betas", 0), "beta2": ("betas", 1)}
@@ -90,6 +91,15 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     if capturable and isinstance(lr, Tensor) and lr.numel() == 1 and lr.device == params_device:
         return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed, masters)
     return Settings(row(names, group), capturable, None, state_format, seed, masters)
+
+
+def number(name: str, value: Any) -> float:
+    """A setting that is no parameter group's.
+
+    Raises:
+        TypeError, ValueError: it is not a number, or out of its range; the message has its name and value.
+    """
+    return _checked_row((name,), _number(name, value))[0]
 
 
 def row(names: tuple[str, ...], group: Mapping[str, Any]) -> tuple[float, ...]:

@@ -30,16 +30,24 @@ class Launch:
 
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with."""
-        for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
-            if not isinstance(scalar, Tensor | None):
-                raise TypeError(f"{name} must be a tensor, got {scalar!r}")
-            if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
-                raise TypeError(f"{name} must be float32 of 1 element, got {scalar.dtype}, {tuple(scalar.shape)}")
+        check_scalar("grad_scale", grad_scale)
+        check_scalar("found_inf", found_inf)
         device = self.batch.params[0].device
-        grad_scale, found_inf = (x if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf))
+        wait = device.type == "cpu"  # whose kernels read them at once
+        grad_scale, found_inf = (
+            x if x is None else x.to(device, non_blocking=not wait) for x in (grad_scale, found_inf)
+        )
         self.backend.run(self._prepared, grads, grad_scale, found_inf)
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         torch.autograd.graph.increment_version(self.batch.params)
+
+
+def check_scalar(name: str, scalar: Tensor | None) -> None:
+    """Raises TypeError where it is not as `step` describes it."""
+    if not isinstance(scalar, Tensor | None):
+        raise TypeError(f"{name} must be a tensor, got {scalar!r}")
+    if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
+        raise TypeError(f"{name} must be float32 of 1 element, got {scalar.dtype}, {tuple(scalar.shape)}")
 
 
 @torch.library.custom_op("vsgd_kernels::step", mutates_args=("params", "lows", "states", "steps", "blocks"))

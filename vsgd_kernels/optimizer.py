@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, ClassVar, overload
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import backends, checkpoint, formats, hyperparameters, traced
+from . import backends, checkpoint, clipping, formats, hyperparameters, release, traced
 from .batch import check_dtype
 from .plan import Scope, param_name
 from .rules import Rule
@@ -30,8 +31,15 @@ class FusedOptimizer(Optimizer):
     rule: ClassVar[Rule]
     # GradScaler then leaves unscaling and the skipping of overflowed steps to step().
     _step_supports_amp_scaling = True
+    #: The 2-norm of the last step's gradients, before they were clipped; 0-dimensional. None without `max_grad_norm`.
+    grad_norm: Tensor | None = None
+    _max_grad_norm: float | None = None
+    _gradient_release = False
+    _release: release.Release | None = None
 
-    def __init__(self, params: ParamsT, backend: str | None, **settings: Any) -> None:
+    def __init__(
+        self, params: ParamsT, backend: str | None, max_grad_norm: float | None, gradient_release: bool, **settings: Any
+    ) -> None:
         """A class passes on its arguments, all others being settings of a parameter group."""
         masters = settings["master_weights"]
         defaults = {**settings, "state_version": checkpoint.VERSION}
@@ -39,12 +47,16 @@ class FusedOptimizer(Optimizer):
             defaults["master_weights"] = str(masters)
         hyperparameters.settings(self.rule.hyper, defaults)
         backends.requested(backend)  # refuses an unknown or absent one now rather than at the first step
+        self.max_grad_norm = max_grad_norm
+        release.check(self.rule, gradient_release, self.max_grad_norm)
         self._backend = backend
         self._samples: dict[Tensor, Samples] = {}  # of each parameter, for a rule that takes them
         self._prepare()
         super().__init__(params, defaults)
         if masters is not formats.DEFAULT_MASTER_WEIGHTS:
             _check_master_weights(masters, self.param_groups)
+        self._gradient_release = gradient_release
+        self._find_params()
 
     def _prepare(self) -> None:
         """Sets what is neither copied nor saved with the optimizer."""
@@ -52,9 +64,25 @@ class FusedOptimizer(Optimizer):
         if "_number" not in self.__dict__:
             self._number = traced.number_of(self)
 
-    def _list_params(self) -> None:
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The constructor's argument; it can be changed between steps."""
+        return self._max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        norm = None if value is None else hyperparameters.number("max_grad_norm", value)
+        release.check(self.rule, self._gradient_release, norm)
+        self._max_grad_norm = norm
+
+    def _find_params(self) -> None:
+        """Takes note of the parameters that the groups hold now."""
         # A compiled program reads these: what it reads of param_groups, it would be compiled for.
         self._params = [param for group in self.param_groups for param in group["params"]]
+        if self._release is not None:
+            self._release.find_params(self)
+        elif self._gradient_release:
+            self._release = release.Release(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters, with settings of its own where it names them; see `Optimizer.add_param_group`."""
@@ -70,7 +98,7 @@ class FusedOptimizer(Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
-        self._list_params()
+        self._find_params()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -107,10 +135,31 @@ class FusedOptimizer(Optimizer):
     def _step(self) -> None:
         """What `step` does when it is not traced; without its hooks."""
         self._opt_called = True
+        if self._release is not None:
+            self._release.check_step(self)
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
         variances = {param: samples.variance for param, samples in self._samples.items()}
         scope = Scope(self.param_groups, self.state, settings, variances)
-        self._stepper.step(scope, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        grad_scale = getattr(self, "grad_scale", None)
+        if self._max_grad_norm is not None:
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            grad_scale, self.grad_norm = clipping.clip(params, self._max_grad_norm, grad_scale)
+        self._stepper.step(scope, grad_scale, getattr(self, "found_inf", None))
+
+    def accumulate_gradients(self) -> AbstractContextManager[None]:
+        """A context in which backward leaves gradients summed up in `.grad`, as it does without `gradient_release`.
+
+        For all backward passes of a step but the last, which steps with the sum. Without `gradient_release` it changes
+        nothing.
+
+        Example:
+            >>> with optimizer.accumulate_gradients():
+            ...     for micro_batch in batch[:-1]:
+            ...         loss(model, micro_batch).backward()
+            >>> loss(model, batch[-1]).backward()  # steps
+            >>> optimizer.step()
+        """
+        return nullcontext() if self._release is None else self._release.keeping()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets all gradients; see `Optimizer.zero_grad`."""
@@ -166,7 +215,8 @@ class FusedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        return {**super().__getstate__(), "_backend": self._backend, "_samples": self._samples}
+        own = {name: getattr(self, name) for name in ("_backend", "_samples", "_max_grad_norm", "_gradient_release")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what `__getstate__` kept, or takes what `load_state_dict` loaded."""
@@ -174,7 +224,7 @@ class FusedOptimizer(Optimizer):
         super().__setstate__(state)
         self._samples = state.get("_samples", {})
         self._prepare()
-        self._list_params()
+        self._find_params()
         for group in self.param_groups:
             for name in (*hyperparameters.entries(self.rule.hyper), *checkpoint.SETTINGS):
                 group.setdefault(name, self.defaults[name])

@@ -38,6 +38,7 @@ class Scope(NamedTuple):
         variances: of the parameters' samples, where the rule takes them.
         place: the first parameter's place among all of the optimizer's.
         parts: those of the parameters that are parts of others.
+        alone: what errors call the only parameter, where each of the optimizer's steps by itself.
     """
 
     param_groups: ParamGroups
@@ -46,6 +47,7 @@ class Scope(NamedTuple):
     variances: Variances
     place: int = 0
     parts: Mapping[Tensor, Part] = MappingProxyType({})
+    alone: str | None = None
 
 
 class Operand(NamedTuple):
@@ -58,12 +60,14 @@ class Operand(NamedTuple):
     place: int
 
 
-def operands_of(param_groups: ParamGroups, place: int = 0) -> Iterator[Operand]:
-    """The parameters that have a gradient, in order; `place` is the first one's."""
-    for i, group in enumerate(param_groups):
+def operands_of(scope: Scope) -> Iterator[Operand]:
+    """The parameters that have a gradient, in order."""
+    place = scope.place
+    for i, group in enumerate(scope.param_groups):
         for j, param in enumerate(group["params"]):
             if param.grad is not None:
-                yield Operand(param_name(param_groups, i, j), param, param.grad, i, place + j)
+                name = scope.alone or param_name(scope.param_groups, i, j)
+                yield Operand(name, param, param.grad, i, place + j)
         place += len(group["params"])
 
 
@@ -89,8 +93,8 @@ class Plan:
     """
 
     def __init__(self, rule: Rule, backend: str | None, scope: Scope) -> None:
-        param_groups, state, settings, variances, place, parts = scope
-        operands = list(operands_of(param_groups, place))
+        state, settings, variances, parts = scope.state, scope.settings, scope.variances, scope.parts
+        operands = list(operands_of(scope))
         distances = [parts[op.param].seed if op.param in parts else 0 for op in operands]
         self._states = [state[op.param] for op in operands]
         with_low = [low_dtype(settings[op.group].master_weights, op.param.dtype) is not None for op in operands]
@@ -120,7 +124,7 @@ class Plan:
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
-        self._layouts = gradients_of(param_groups).layouts
+        self._layouts = gradients_of(scope.param_groups).layouts
         self._kept = list(map(contents, self._containers(scope)))
         self._identities = identities(self._containers(scope))
 

@@ -30,7 +30,8 @@ class SampleVSGD(VSGD):
         b_{\hat g}' &= b_{\hat g} + \rho_2 (K_g \gamma + (\sigma^2 + (1 - w)^2 q) / 2 - b_{\hat g})    & (74) \\
         \theta' &= \theta (1 - \eta \lambda) - \eta \mu' / (\sqrt{\mu'^2 + \sigma^2} + \epsilon)       & (24)
 
-    Arguments and state are `VSGD`'s. A sample is what a call of `accumulate` finds:
+    Arguments and state are `VSGD`'s; `max_grad_norm` is for the norm of the mean, and scales every sample, and
+    `gradient_release` is refused. A sample is what a call of `accumulate` finds:
 
     - micro-batches: the gradient of each backward pass is one sample.
 

@@ -72,7 +72,7 @@ class LocalView:
         params = [param for group in scope.param_groups for param in group["params"]]
         self._held = {param: self._hold(param) for param in params if isinstance(param, DTensor)}
         for param, (_, own) in self._held.items():
-            own.grad = _local_grad(param)
+            own.grad = local_grad(param)
         self._state = {self._own(p): self._local_state(p, scope.state[p]) for p in params if scope.state.get(p)}
         return scope._replace(
             param_groups=[{**group, "params": list(map(self._own, group["params"]))} for group in scope.param_groups],
@@ -125,7 +125,12 @@ class LocalView:
         return {key: local(value) for key, value in entries.items()}
 
 
-def _local_grad(param: DTensor) -> Tensor | None:
+def local_grad(param: DTensor) -> Tensor | None:
+    """What this process holds of a DTensor's gradient, or None where there is none.
+
+    Raises:
+        TypeError: the gradient is no DTensor.
+    """
     grad = param.grad
     if grad is None:
         return None

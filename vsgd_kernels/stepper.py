@@ -46,8 +46,10 @@ class Stepper:
         """
         gradients = gradients_of(scope.param_groups)
         params = (param for group in scope.param_groups for param in group["params"])
-        if gradients.layouts is not None or not any(map(is_traceable_wrapper_subclass, params)):
-            self._step(scope, gradients, grad_scale, found_inf)
+        # What the plan serves are no DTensors, and the plan finds that out for a thousand parameters in no time.
+        served = self._serves(scope, gradients)
+        if served or not any(map(is_traceable_wrapper_subclass, params)):
+            self._step(scope, gradients, served, grad_scale, found_inf)
             return
         if self._view is None:
             from .sharding import LocalView  # here, for torch.distributed.tensor takes a second to import
@@ -55,17 +57,23 @@ class Stepper:
             self._view = LocalView()
         try:
             local = self._view.take(scope)
-            self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
+            gradients = gradients_of(local.param_groups)
+            self._step(local, gradients, self._serves(local, gradients), grad_scale, found_inf)
             self._view.give_back(scope.state, (*self._rule.states, "low"))
         finally:
             self._view.drop()
 
-    def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def _serves(self, scope: Scope, gradients: Gradients) -> bool:
+        return self._plan is not None and self._plan.serves(scope, gradients)
+
+    def _step(
+        self, scope: Scope, gradients: Gradients, served: bool, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
         if not gradients.tensors:
             return
         if capturing():
             _check_capture(scope)
-        if self._plan is None or not self._plan.serves(scope, gradients):
+        if self._plan is None or not served:
             self._plan = None  # lets go of what it holds even where the next cannot be made
             self._plan = self._prepare(scope)
             if self._plan is None:
@@ -81,7 +89,7 @@ class Stepper:
 
         None where the step is that by which torch.distributed.checkpoint has states made: it changes nothing.
         """
-        operands = list(operands_of(scope.param_groups, scope.place))
+        operands = list(operands_of(scope))
         for op in operands:
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
@@ -96,18 +104,19 @@ class Stepper:
             for param in fresh:
                 scope.state.pop(param, None)
             raise
-        return None if len(fresh) == len(operands) and _only_makes_states(scope) else plan
+        is_first = len(fresh) == len(operands) and scope.alone is None
+        return None if is_first and _only_makes_states(scope) else plan
 
 
 def _only_makes_states(scope: Scope) -> bool:
     """Whether every learning rate and every gradient is 0."""
-    operands = list(operands_of(scope.param_groups))
+    operands = list(operands_of(scope))
     rates = {op.group: float(scope.param_groups[op.group]["lr"]) for op in operands}
     return not any(rates.values()) and not any(bool(torch.any(op.grad)) for op in operands)
 
 
 def _check_capture(scope: Scope) -> None:
-    for op in operands_of(scope.param_groups, scope.place):
+    for op in operands_of(scope):
         if not scope.settings[op.group].capturable:
             raise RuntimeError(
                 f"a CUDA graph is being captured, and group {op.group} has capturable=False: its scalars are "

@@ -37,8 +37,8 @@ class StochGradAdam(FusedOptimizer):
         seed: at least 0; of U, and of the rounding of "bf16" and "q8". U is drawn by Philox 4x32-10, keyed by (seed,
             step) and counted by (parameter, element), in 24 bits: the same on every backend, and in a run that is
             resumed, for seed and step are in the state dict.
-        capturable, state_format, master_weights, backend: as `VSGD`'s; "fp32" takes 8 bytes a parameter, "bf16" 4,
-            "q8" 2.1.
+        capturable, state_format, master_weights, backend, max_grad_norm, gradient_release: as `VSGD`'s; "fp32" takes 8
+            bytes a parameter, "bf16" 4, "q8" 2.1.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
@@ -71,5 +71,7 @@ class StochGradAdam(FusedOptimizer):
         state_format: str = "fp32",
         master_weights: str | None = formats.DEFAULT_MASTER_WEIGHTS,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        gradient_release: bool = False,
     ) -> None:
         super().__init__(**arguments_of(locals()))

@@ -69,6 +69,21 @@ class VSGD(FusedOptimizer):
         backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable
             VSGD_KERNELS_BACKEND names, or else the fastest for each parameter's device. `python -m vsgd_kernels env`
             lists them.
+        max_grad_norm: > 0; gradients are clipped to this 2-norm, taken over all parameters of all groups, as
+            `torch.nn.utils.clip_grad_norm_` then `step` would, but they are read once more and not rewritten, summed up
+            in float32 (float64 for float64), and can be 16-bit without rounding. The norm before clipping is left in
+            `grad_norm`. It is that of unscaled gradients under GradScaler, and of whole gradients where they are
+            DTensors (FSDP2, tensor parallelism); where the optimizer is given only a part of the parameters, as
+            ZeroRedundancyOptimizer does in each process, that of this part. An attribute, which can be changed between
+            steps, and no part of the state dict. inf clips nothing, and leaves the norm.
+        gradient_release: step each parameter as soon as its gradient is accumulated in backward, and free the gradient,
+            so that few are there at a time. Parameters end as `step` would leave them, to the bit, with the settings of
+            that moment; `step` then steps what still has a gradient, and runs hooks. Accumulation over several backward
+            passes: `accumulate_gradients`. Parameters of FSDP2 step with their sharded gradients. What needs all
+            gradients, or needs them later, does not work with it: `max_grad_norm`, GradScaler, DistributedDataParallel,
+            SampleVSGD, CUDA graphs of backward. Where backward is part of a compiled program, the program's `step` takes
+            all gradients. A second backward pass over the same graph fails, as after any change in place; a parameter
+            that two reentrant checkpoints share would step twice: use those that are not reentrant.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
@@ -106,6 +121,8 @@ class VSGD(FusedOptimizer):
         master_weights: str | None = formats.DEFAULT_MASTER_WEIGHTS,
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        gradient_release: bool = False,
     ) -> None:
         super().__init__(**arguments_of(locals()))
 
