@@ -37,7 +37,8 @@ def step(params: list[Tensor], number: int) -> None:
         torch.ops.vsgd_kernels.step_optimizer(stepped, [param.grad for param in stepped], places, number)
 
 
-@torch.library.custom_op("vsgd_kernels::step_optimizer", mutates_args=("params",))
+# The host has work in each step: under mode="reduce-overhead" it stays outside of the CUDA graphs that are made.
+@torch.library.custom_op("vsgd_kernels::step_optimizer", mutates_args=("params",), tags=(torch.Tag.cudagraph_unsafe,))
 def _step_optimizer(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: int) -> None:
     """One step of a living optimizer.
 
