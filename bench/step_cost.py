@@ -130,7 +130,7 @@ def render(env: dict[str, str | int], rows: list[Row], tablefmt: str) -> str:
     return f"{head}\n\n{tabulate(cells, list(columns.values()), tablefmt=tablefmt, floatfmt=formats, missingval='-')}\n"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, optimizers: dict[str, Entry] = OPTIMIZERS) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.step_cost", description="Measures what a step costs.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--steps", type=int, metavar="N", help="rounds (default: fewer for larger cases)")
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.set_num_threads(args.threads)
     env = environment()
-    rows = [row for case in args.cases for row in measure(case, OPTIMIZERS, args.steps or default_rounds(case))]
+    rows = [row for case in args.cases for row in measure(case, optimizers, args.steps or default_rounds(case))]
     print(render(env, rows, "simple"))
     if args.markdown:
         args.markdown.write_text(render(env, rows, "github"))

@@ -159,7 +159,7 @@ def _is_at(optimizer: FusedOptimizer, spot: _Spot, param: Tensor) -> bool:
 
 def _hook(param: Tensor, release: weakref.ref[Release]) -> RemovableHandle:
     # Where a compiled function calls backward, torch would compile this too.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def accumulated(param: Tensor) -> None:
         if (own := release()) is not None:
             own.accumulated(param)

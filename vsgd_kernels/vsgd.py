@@ -81,9 +81,9 @@ class VSGD(FusedOptimizer):
             that moment; `step` then steps what still has a gradient, and runs hooks. Accumulation over several backward
             passes: `accumulate_gradients`. Parameters of FSDP2 step with their sharded gradients. What needs all
             gradients, or needs them later, does not work with it: `max_grad_norm`, GradScaler, DistributedDataParallel,
-            SampleVSGD, CUDA graphs of backward. Where backward is part of a compiled program, the program's `step` takes
-            all gradients. A second backward pass over the same graph fails, as after any change in place; a parameter
-            that two reentrant checkpoints share would step twice: use those that are not reentrant.
+            SampleVSGD, CUDA graphs of backward. Where backward is part of a compiled program, `step` takes all of them.
+            A second backward pass over the same graph fails, as after any change in place; a parameter that two
+            reentrant checkpoints share would step twice: use those that are not reentrant.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.
