@@ -71,7 +71,7 @@ class Images(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text as numbers of its characters, int64 [n]: the first 90 % for training, then 5 % to choose by, 5 % to test."""
+    """A text as numbers of its characters, int64 [n]: 90 % for training, then 5 % to choose by, then 5 % to test."""
 
     train: Tensor
     validation: Tensor
@@ -111,7 +111,7 @@ def cifar100(cache: Path) -> Images:
 
 
 def tiny_imagenet(cache: Path) -> Images:
-    """Tiny ImageNet, 64 x 64, 200 classes, 100,000 pictures and the 10,000 of its validation set, whose classes are known."""
+    """Tiny ImageNet, 64 x 64, 200 classes, 100,000 pictures; tested on the 10,000 of its validation set."""
     with zipfile.ZipFile(obtain(TINY_IMAGENET, cache)) as archive:
         root = "tiny-imagenet-200"
         wnids = sorted(archive.read(f"{root}/wnids.txt").decode().split())

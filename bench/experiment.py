@@ -44,6 +44,7 @@ class Contender:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def make(self, model: torch.nn.Module, lr: float, seed: int) -> torch.optim.Optimizer:
+        """The optimizer of a run."""
         kind = OPTIMIZERS[self.optimizer]
         seeded = {"seed": seed} if kind in SEEDED else {}
         try:
@@ -127,7 +128,9 @@ def _contender(entry: dict[str, Any]) -> Contender:
     lr = entry["lr"] if isinstance(entry["lr"], list) else [entry["lr"]]
     if not lr or not all(isinstance(x, float | int) and x > 0 for x in lr) or len(set(lr)) < len(lr):
         raise ValueError(f"lr must be different positive numbers, got {entry['lr']!r}")
-    return Contender(entry.get("name", entry["class"]), entry["class"], tuple(map(float, lr)), entry.get("settings", {}))
+    return Contender(
+        entry.get("name", entry["class"]), entry["class"], tuple(map(float, lr)), entry.get("settings", {})
+    )
 
 
 def _one_of(key: str, value: Any, known: dict[str, Any]) -> None:

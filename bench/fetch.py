@@ -1,4 +1,4 @@
-"""Files of data sets: taken from the cache, or fetched; their hash is checked either way, and none is left half-written."""
+"""Files of data sets, from the cache or fetched; their hash is checked either way, and none is left half-written."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def _check(path: Path, source: Source, advice: str) -> None:
         digest = hashlib.file_digest(file, source.algorithm) if hasattr(hashlib, "file_digest") else None
         if digest is None:  # Python 3.10
             digest = hashlib.new(source.algorithm, file.read())
-    if digest.hexdigest() != source.digest:
+    if (found := digest.hexdigest()) != source.digest:
         raise DataError(
-            f"{path} is not the expected file: its {source.algorithm} is {digest.hexdigest()}, not {source.digest}; {advice}"
+            f"{path} is not the expected file: its {source.algorithm} is {found}, not {source.digest}; {advice}"
         )
 
 

@@ -14,7 +14,7 @@ ENTROPY_BINS = 20
 
 
 class Spread(NamedTuple):
-    """The mean of some runs' values, their sample standard deviation (None for one run), and how many runs there are."""
+    """The mean of some runs' values, their sample standard deviation (None for one run), and how many there are."""
 
     mean: float
     sd: float | None
@@ -32,7 +32,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def normalized_entropy(logits: Tensor) -> Tensor:
-    """Per row of [n, classes], the entropy of softmax over its largest value log(classes): 0 is certain, 1 knows nothing.
+    """Per row of [n, classes], the entropy of its softmax over log(classes): 0 is certain, 1 knows nothing.
 
     The uncertainty of StochGradAdam's section 5.
     """

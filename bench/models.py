@@ -1,8 +1,8 @@
 """The networks of the papers' experiments, and small ones: `build(name, settings, shape, outputs)`.
 
-They are written out here because no library that installs beside any build of torch has them in the paper's form: timm's
-ConvMixer needs torchvision, whose wheel must match torch's build exactly, and neither has the ResNeXt and VGG for 32 x 32
-images. Convolutions, normalisation and initialisation are torch's, but where a comment says otherwise.
+They are written out here because no library that installs beside any build of torch has them in the paper's form:
+timm's ConvMixer needs torchvision, whose wheel must match torch's build exactly, and neither has the ResNeXt and VGG
+for 32 x 32 images. Convolutions, normalisation and initialisation are torch's, but where a comment says otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Residual(nn.Sequential):
     """Adds what it is given to what its modules make of it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """From [batch, channels, height, width] to the same."""
         return x + super().forward(x)
 
 
@@ -71,6 +72,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Sequential(*(_convolution(into, out, 1, stride=stride) if into != out else ()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """From [batch, into, height, width] to [batch, out, height / stride, width / stride]."""
         return F.relu(self.residual(x) + self.shortcut(x))
 
 
@@ -164,7 +166,7 @@ def _convolution(into: int, out: int, kernel: int, **settings: int) -> list[nn.M
 
 
 def _kaiming(network: nn.Module) -> None:
-    """Initialises as the authors' VGG and ResNeXt do; torch's default is narrower, and slow to start without a warm-up."""
+    """Initialises as the authors' VGG and ResNeXt do; torch's default is narrower."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,7 +1,7 @@
 """Trains what a configuration file says: `python -m bench.train bench/configs/NAME.toml`.
 
-Every learning rate is tried with the first seed; the one that is best on the pictures or text kept back for that then runs
-with all seeds. An interrupted command goes on where it was when it is given again. Writes NAME.json, NAME.csv and NAME.png.
+Every learning rate is tried with the first seed; the one that is best on the pictures or text kept back for that then
+runs with all seeds. An interrupted command goes on where it was when it is given again. Writes NAME.json, .csv, .png.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from .experiment import Contender, Experiment, load
 from .fetch import DataError
 
 RESULTS = Path(__file__).parent / "results" / "train"
-COLUMNS = ("contender", "optimizer", "settings", "lr", "seed", "chosen", "parameters", "diverged_at", "training_seconds")
+COLUMNS = (
+    "contender",
+    "optimizer",
+    "settings",
+    "lr",
+    "seed",
+    "chosen",
+    "parameters",
+    "diverged_at",
+    "training_seconds",
+)
 
 Records = list[dict[str, Any]]
 
@@ -96,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="bench/configs/….toml")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the CPU (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: bench/results/train)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the results (default: bench/results/train)"
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and checkpoints (default: .data)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -1,4 +1,4 @@
-"""The training script: configurations, schedule, choice of learning rates, and runs that are interrupted and resumed."""
+"""The training script: configurations, schedule, choice of learning rates, runs that are interrupted and resumed."""
 
 import json
 import re
@@ -167,7 +167,7 @@ def test_bad_configuration_is_refused(config, images, tmp_path, capsys, old, new
 
 def test_a_changed_setting_is_another_run(config):
     plan = experiment.load(config)
-    config.write_text(CONFIG.replace("width = 24", "width = 3"))
+    config.write_text(CONFIG.replace("width = 24", "width = 25"))
     other = experiment.load(config)
     assert plan.fingerprint(plan.contenders[0]) != other.fingerprint(other.contenders[0])
     assert plan.fingerprint(plan.contenders[0]) != plan.fingerprint(plan.contenders[1])
