@@ -31,8 +31,8 @@ is in the file that is named beside it. [bench/README.md](../bench/README.md) ha
 "a ± b (n)" is the mean and the sample standard deviation over n seeds; a seed chooses the network's start, the batches
 and the rounding. For each optimizer the same number of learning rates was tried, with the first seed; the best on data
 that was kept back from training then ran with all seeds, and what is shown was measured on the test set at the end. The
-seed that chose is one of those shown. "At the edge" says that the chosen rate is the smallest or largest of those tried,
-so that another may be better.
+seed that chose is one of those shown. "At the edge" says that the chosen rate is the smallest or largest of those
+tried, so that another may be better.
 
 Three seeds are few: if two optimizers were alike, one would still be ahead with all three in one of four comparisons.
 So "ahead with all seeds" is a hint, and only a difference of several standard deviations more than that.

@@ -24,8 +24,10 @@ def fabricated(metric="accuracy", **values):
 @pytest.mark.parametrize(
     ("metric", "a", "b", "said"),
     [
-        ("accuracy", [0.53, 0.52, 0.54], [0.50, 0.51, 0.52], "A is ahead of B with all seeds, by 2.00 ± 1.00 (3) points."),
-        ("accuracy", [0.50, 0.51, 0.52], [0.53, 0.52, 0.54], "A is behind B with all seeds, by 2.00 ± 1.00 (3) points."),
+        ("accuracy", [0.53, 0.52, 0.54], [0.50, 0.51, 0.52],
+         "A is ahead of B with all seeds, by 2.00 ± 1.00 (3) points."),
+        ("accuracy", [0.50, 0.51, 0.52], [0.53, 0.52, 0.54],
+         "A is behind B with all seeds, by 2.00 ± 1.00 (3) points."),
         ("loss", [2.0, 2.1, 2.2], [2.1, 2.2, 2.3], "A is ahead of B with all seeds, by 0.1000 ± 0.0000 (3) nats."),
         ("loss", [2.0, 2.3, 2.3], [2.1, 2.2, 2.2],
          "No clear difference: A is behind B by 0.0333 ± 0.1155 (3) nats, but not with all seeds."),
