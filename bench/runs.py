@@ -84,6 +84,7 @@ class _Trainer:
     def train(self) -> None:
         total = self.run.experiment.iterations
         every = max(1, total // self.run.experiment.evaluations)
+        metric = self.task.metric
         name = f"{self.run.contender.name}, lr {self.run.lr:g}, seed {self.run.seed}"
         with tqdm(total=total, initial=self.iteration, desc=name, unit="it", leave=False) as bar:
             while self.iteration < total and self.diverged_at is None:
@@ -96,7 +97,7 @@ class _Trainer:
                 measured.pop("entropy_histogram", None)
                 lr = self.schedule.get_last_lr()[0]
                 self.history.append({"iteration": until, "lr": lr, "train_loss": loss, "validation": measured})
-                bar.set_postfix(loss=f"{loss:.3f}", **{self.task.metric: f"{measured[self.task.metric]:.3f}"})
+                bar.set_postfix({"training loss": f"{loss:.3f}", metric: f"{measured[metric]:.3f}"})
                 if until < total:
                     atomic.write(self.run.path(".pt"), self._save)
 

@@ -111,7 +111,6 @@ def test_fashion_mnist(tmp_path, monkeypatch):
 
 
 def test_digits():
-    pytest.importorskip("sklearn")
     data = datasets.load("digits")
     assert (len(data.train_x), len(data.test_x)) == (1438, 359)
     assert data.train_x.max() == 255

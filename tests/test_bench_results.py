@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bench import cases, models, results
+from bench import cases, comparison, models, results
 
 
 def fabricated(metric="accuracy", **values):
@@ -34,13 +34,13 @@ def fabricated(metric="accuracy", **values):
     ],
 )  # fmt: skip
 def test_comparison_of_seeds(metric, a, b, said):
-    assert results.compare(fabricated(metric, A=a, B=b), "A", "B") == said
+    assert comparison.compare(fabricated(metric, A=a, B=b), "A", "B") == said
 
 
 def test_diverged_runs_are_not_compared():
     known = fabricated(A=[0.5, 0.5, 0.5], B=[0.5, 0.5, 0.5])
     known["runs"][-1]["test"] = None
-    assert "cannot be compared" in results.compare(known, "A", "B")
+    assert "cannot be compared" in comparison.compare(known, "A", "B")
 
 
 def test_table_names_the_edge_of_the_grid_and_what_diverged():

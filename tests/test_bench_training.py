@@ -30,6 +30,12 @@ settings = { state_format = "q8" }
 class = "SGD"
 lr = [0.1, 1e30]
 """
+TEXT = {
+    "digits": "shakespeare",
+    "convnet": "gpt",
+    "width = 24": "width = 64\nlayers = 1\nheads = 2\ncontext = 8",
+    'batch = 16\naugmentation = "crop-flip"\nheld_back = 40': "batch = 4\ncontext = 8",
+}
 CPU = torch.device("cpu")
 
 
@@ -52,10 +58,22 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def make(config, images, tmp_path):
+def text():
+    """Random characters, many enough for the embedding's states to be coded."""
+    characters = torch.randint(100, (1000,), generator=torch.Generator().manual_seed(0))
+    return datasets.Text(characters[:800], characters[800:900], characters[900:], 100)
+
+
+@pytest.fixture(params=["images", "text"])
+def make(request, config, tmp_path):
     """Makes runs of the first optimizer, each with a folder of its own."""
+    if request.param == "text":
+        said = CONFIG
+        for old, new in TEXT.items():
+            said = said.replace(old, new)
+        config.write_text(said)
     plan = experiment.load(config)
-    task = tasks.make_task(images, plan.data)
+    task = tasks.make_task(request.getfixturevalue(request.param), plan.data)
     return task, lambda name: runs.Run(plan, plan.contenders[0], 0.01, 1, tmp_path / name)
 
 
