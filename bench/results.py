@@ -225,8 +225,8 @@ The paper: yes, on VGG, ConvMixer and ResNeXt, and than its constant variant by 
 {experiment(TRANSFORMER, against)}
 ## How much does the strength of the prior matter?
 
-The paper's gamma, here `ps`. Its Table 5: not much below 1e-7. Each value has learning rates of its own,
-for a stronger prior makes steps shorter.
+The paper's gamma, here `ps`. Its Table 5: not much below 1e-7. One learning rate for all: a stronger
+prior makes steps shorter, so that with a larger one it might have lost less.
 
 {gamma()}
 ## What do the learned gain, shape_offset and the state formats change?
