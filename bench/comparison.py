@@ -29,6 +29,13 @@ def gains(results: Results, a: str, b: str) -> list[float] | None:
     return [(x - y) * scale * (1 if more else -1) for x, y in zip(values[a], values[b], strict=True)]
 
 
+def at_edge(results: Results, name: str) -> bool:
+    """Whether a contender's chosen learning rate is the smallest or largest of those tried."""
+    grid = next(c["lr"] for c in results["experiment"]["contenders"] if c["name"] == name)
+    chosen = {run["lr"] for run in results["runs"] if run["contender"] == name and run["chosen"]}
+    return len(grid) > 1 and bool(chosen & {min(grid), max(grid)})
+
+
 def verdict(results: Results | None, a: str, b: str) -> str:
     """Whether a is better than b, in a word or two: "yes" and "no" are said only where all seeds agree."""
     if results is None:

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from . import atomic, iteration_cost, plots
-from .comparison import METRICS, Results, compare, finals, verdict
+from .comparison import METRICS, Results, at_edge, compare, finals, verdict
 from .experiment import load
 from .metrics import ENTROPY_BINS, spread
 
@@ -66,11 +66,12 @@ def table(results: Results) -> str:
     for contender in results["experiment"]["contenders"]:
         own = [run for run in results["runs"] if run["contender"] == contender["name"]]
         chosen = next((run["lr"] for run in own if run["chosen"]), None)
-        edge = len(contender["lr"]) > 1 and chosen in (min(contender["lr"]), max(contender["lr"]))
         first = [run for run in own if run["seed"] == results["experiment"]["seeds"][0]]
         tried = ", ".join(f"{run['lr']:g}: {_value(run, results['metric'], scale, digits)}" for run in first)
         final = spread(values[contender["name"]]).text(digits, scale) if contender["name"] in values else "diverged"
-        lr = "-" if chosen is None else f"{chosen:g}" + (" (at the edge)" if edge else "")
+        lr = (
+            "-" if chosen is None else f"{chosen:g}" + (" (at the edge)" if at_edge(results, contender["name"]) else "")
+        )
         rows.append((contender["name"], lr, final, tried))
     kept_back = "validation " + label.removeprefix("test ")
     return tabulate(
@@ -188,7 +189,13 @@ def in_short() -> str:
     networks = {CONVMIXER: "ConvMixer", TRANSFORMER: "transformer", ABLATION: "convnet"}
 
     def said(a: str, b: str, *names: str) -> str:
-        return "; ".join(f"{networks.get(name, 'convnet')}: {verdict(load_results(name), a, b)}" for name in names)
+        found = []
+        for name in names:
+            results = load_results(name)
+            edge = [x for x in (a, b) if results is not None and at_edge(results, x)]
+            note = f" (at the edge of its rates: {' and '.join(edge)})" if edge else ""
+            found.append(f"{networks.get(name, 'convnet')}: {verdict(results, a, b)}{note}")
+        return "; ".join(found)
 
     rows = [
         ("VSGD ends better than Adam", said("VSGD", ADAMW, CONVMIXER, TRANSFORMER)),
