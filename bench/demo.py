@@ -83,7 +83,11 @@ class Data(NamedTuple):
 
 def load_data() -> Data:
     """The text of `text.load_text`."""
-    text, source = load_text(CACHE)
+    return encode(*load_text(CACHE))
+
+
+def encode(text: str, source: str) -> Data:
+    """A text as `Data`."""
     vocabulary = sorted(set(text))
     code = {character: i for i, character in enumerate(vocabulary)}
     data = torch.tensor([code[character] for character in text])

