@@ -17,11 +17,19 @@ const char* chars(const Words& words) { return reinterpret_cast<const char*>(wor
 Py_ssize_t size(const Words& words) { return Py_ssize_t(words.size() * sizeof(int64_t)); }
 
 DLPackDLTensorFromPyObjectNoSync describe = nullptr;
+PyObject *tensor_type = nullptr, *parameter_type = nullptr;  // kept for as long as the process runs
+
+// Whether a tensor holds other tensors and no memory of its own, as DTensors do; DLPack then gives what is no address.
+bool wraps(PyObject* tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("__tensor_flatten__");
+  auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  return type != tensor_type && type != parameter_type && PyObject_HasAttr(tensor, name);
+}
 
 // Appends a dense tensor's device, dtype, shape and strides; returns its address, or -1 where it has no memory.
 int64_t look_at(PyObject* tensor, Words& layouts) {
   DLTensor t;
-  if (describe(tensor, &t) != 0) {
+  if (wraps(tensor) || describe(tensor, &t) != 0) {
     PyErr_Clear();
     return -1;
   }
@@ -91,10 +99,12 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nul
 // torch's function that describes a tensor, or null with an exception.
 DLPackDLTensorFromPyObjectNoSync find_describe() {
   PyObject* torch = PyImport_ImportModule("torch");
-  PyObject* tensor = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
-  PyObject* capsule = tensor ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : nullptr;
+  PyObject* nn = torch ? PyObject_GetAttrString(torch, "nn") : nullptr;
+  parameter_type = nn ? PyObject_GetAttrString(nn, "Parameter") : nullptr;
+  tensor_type = parameter_type ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
+  PyObject* capsule = tensor_type ? PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__") : nullptr;
   auto* api = capsule ? static_cast<DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api")) : nullptr;
-  Py_XDECREF(torch), Py_XDECREF(tensor), Py_XDECREF(capsule);  // torch keeps the table as long as the process runs
+  Py_XDECREF(torch), Py_XDECREF(nn), Py_XDECREF(capsule);  // torch keeps the table as long as the process runs
   if (!api) return nullptr;
   const bool known = api->header.version.major == DLPACK_MAJOR_VERSION && api->dltensor_from_py_object_no_sync;
   if (!known) PyErr_SetString(PyExc_ImportError, "torch's DLPack functions are of another version");

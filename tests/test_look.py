@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from vsgd_kernels.backends import library
 
@@ -67,7 +68,14 @@ def test_changes(params, change):
     assert library.look([params]).layouts != before
 
 
-@pytest.mark.parametrize("grad", [torch.ones(3).to_sparse(), torch._efficientzerotensor(3)], ids=["sparse", "zero"])
+WITHOUT_MEMORY = {
+    "sparse": torch.ones(3).to_sparse(),
+    "zero": torch._efficientzerotensor(3),
+    "wrapper": TwoTensor(torch.ones(6)[3:], torch.ones(6)[3:]),  # whose offset is no address
+}
+
+
+@pytest.mark.parametrize("grad", WITHOUT_MEMORY.values(), ids=list(WITHOUT_MEMORY))
 def test_gradient_without_memory(params, grad):
     params[2].grad = grad
     seen = library.look([params])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..batch import Gradients
 
@@ -76,6 +77,8 @@ def look(params: list[list[Tensor]]) -> Gradients:
     stepped = list(compress(every, there))
     grads = [param.grad for param in stepped]
     tensors = [*stepped, *grads]
+    if any(map(is_traceable_wrapper_subclass, tensors)):  # they have no memory of their own
+        return Gradients(grads, torch.zeros(len(grads), dtype=torch.int64, device="cpu"))
     try:
         addresses = list(map(Tensor.data_ptr, tensors))
         strides = None if all(map(Tensor.is_contiguous, tensors)) else list(map(Tensor.stride, tensors))
