@@ -30,10 +30,9 @@ def like(param: Tensor, held: Tensor, shape: tuple[int, ...] | None = None) -> T
     """What this process holds, as a DTensor of the placements of `param`, and of its shape if not of another."""
     if not isinstance(param, DTensor):
         return held
-    whole = torch.empty(param.shape if shape is None else shape, device="meta")  # contiguous, as DTensors' are
-    strides = param.stride() if shape is None else whole.stride()
+    whole = param if shape is None else torch.empty(shape, device="meta")
     return DTensor.from_local(
-        held, param.device_mesh, param.placements, run_check=False, shape=whole.shape, stride=strides
+        held, param.device_mesh, param.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )
 
 
@@ -43,10 +42,8 @@ def is_of_rows(param: DTensor) -> bool:
     return rows and param.dim() > 0 and local(param).is_contiguous()
 
 
-def first_element(param: Tensor) -> int:
+def first_element(param: DTensor) -> int:
     """The number of the first element that this process holds, in the order of a contiguous parameter."""
-    if not isinstance(param, DTensor):
-        return 0
     _, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
     return sum(start * stride for start, stride in zip(offset, param.stride(), strict=True))
 

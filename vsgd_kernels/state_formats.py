@@ -78,7 +78,7 @@ def decode(rule: Rule, states: Sequence[Tensor], blocks: Tensor | None) -> list[
     """The states as numbers, in the dtype in which they are computed, of their shapes."""
     if blocks is None:
         return [state.float() if state.dtype == torch.bfloat16 else state for state in states]
-    words = blocks.repeat_interleave(CODES, 0)[: states[0].numel()]
+    words = _each(blocks, states[0].numel())
     return [
         from_memory_order(_decode_codes(key in rule.rates, _memory_order(codes), word), codes)
         for key, codes, word in zip(rule.states, states, words.unbind(1), strict=True)
@@ -200,8 +200,8 @@ def _by_block(flat: Tensor, fill: float) -> Tensor:
 
 
 def _each(words: Tensor, numel: int) -> Tensor:
-    """Each element's word."""
-    return words.repeat_interleave(CODES)[:numel]
+    """Each element's word, or words."""
+    return words.repeat_interleave(CODES, 0)[:numel]
 
 
 def _marked(word: Tensor, flat: Tensor) -> Tensor:

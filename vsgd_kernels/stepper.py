@@ -46,10 +46,9 @@ class Stepper:
         """
         gradients = gradients_of(scope.param_groups)
         params = (param for group in scope.param_groups for param in group["params"])
-        # What the plan serves are no DTensors, and the plan finds that out for a thousand parameters in no time.
-        served = self._serves(scope, gradients)
-        if served or not any(map(is_traceable_wrapper_subclass, params)):
-            self._step(scope, gradients, served, grad_scale, found_inf)
+        # DTensors have no memory, hence no layouts, and asking a thousand parameters what they are would cost too much.
+        if gradients.layouts is not None or not any(map(is_traceable_wrapper_subclass, params)):
+            self._step(scope, gradients, grad_scale, found_inf)
             return
         if self._view is None:
             from .sharding import LocalView  # here, for torch.distributed.tensor takes a second to import
@@ -57,23 +56,17 @@ class Stepper:
             self._view = LocalView()
         try:
             local = self._view.take(scope)
-            gradients = gradients_of(local.param_groups)
-            self._step(local, gradients, self._serves(local, gradients), grad_scale, found_inf)
+            self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
             self._view.give_back(scope.state, (*self._rule.states, "low"))
         finally:
             self._view.drop()
 
-    def _serves(self, scope: Scope, gradients: Gradients) -> bool:
-        return self._plan is not None and self._plan.serves(scope, gradients)
-
-    def _step(
-        self, scope: Scope, gradients: Gradients, served: bool, grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
+    def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         if not gradients.tensors:
             return
         if capturing():
             _check_capture(scope)
-        if self._plan is None or not served:
+        if self._plan is None or not self._plan.serves(scope, gradients):
             self._plan = None  # lets go of what it holds even where the next cannot be made
             self._plan = self._prepare(scope)
             if self._plan is None:
