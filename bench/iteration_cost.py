@@ -52,7 +52,7 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "VGG16": Network("vgg16", {}, (3, 32, 32), 100, 16, 256),
+    "VGG16": Network("vgg", {}, (3, 32, 32), 100, 16, 256),
     "ResNeXt-18 (8 x 4)": Network("resnext", {"depth": 18, "cardinality": 8, "widen": 4}, (3, 32, 32), 100, 4, 128),
     "ConvMixer-256/8": Network("convmixer", {"dim": 256, "depth": 8}, (3, 32, 32), 100, 8, 256),
     # on a CPU 64 tokens, on a GPU 1024: see `_batch`

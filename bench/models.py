@@ -17,6 +17,9 @@ from .demo import CharTransformer
 
 Shape = tuple[int, ...]
 
+#: Convolutions in each of the last three stages of a VGG, by its depth.
+VGG_DEEP_STAGES = {16: 3, 19: 4}
+
 
 class Residual(nn.Sequential):
     """Adds what it is given to what its modules make of it."""
@@ -42,12 +45,14 @@ def convmixer(shape: Shape, outputs: int, dim: int = 256, depth: int = 8, kernel
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, outputs))
 
 
-def vgg16(shape: Shape, outputs: int) -> nn.Module:
-    """VGG16 with batch normalisation and one linear layer, as for 32 x 32 images."""
+def vgg(shape: Shape, outputs: int, depth: int = 16) -> nn.Module:
+    """VGG of 16 or 19 layers with batch normalisation and one linear layer, as for small images."""
+    if depth not in VGG_DEEP_STAGES:
+        raise ValueError(f"depth of a VGG must be one of {', '.join(map(str, VGG_DEEP_STAGES))}, got {depth!r}")
     layers: list[nn.Module] = []
-    channels = shape[0]
-    for stage in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
-        for out in stage:
+    channels, deep = shape[0], VGG_DEEP_STAGES[depth]
+    for out, convolutions in ((64, 2), (128, 2), (256, deep), (512, deep), (512, deep)):
+        for _ in range(convolutions):
             layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
         layers.append(nn.MaxPool2d(2))
@@ -136,7 +141,7 @@ def char_transformer(shape: Shape, outputs: int) -> nn.Module:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convmixer": convmixer,
-    "vgg16": vgg16,
+    "vgg": vgg,
     "resnext": resnext,
     "convnet": convnet,
     "gpt": gpt,

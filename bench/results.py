@@ -232,8 +232,8 @@ The paper: yes, on VGG, ConvMixer and ResNeXt, and than its constant variant by 
 {experiment(TRANSFORMER, against)}
 ## How much does the strength of the prior matter?
 
-The paper's gamma, here `ps`. Its Table 5: not much below 1e-7. One learning rate for all: a stronger
-prior makes steps shorter, so that with a larger one it might have lost less.
+The paper's gamma, here `ps`. Its Table 5: not much below 1e-7. A stronger prior makes steps shorter, so that each
+strength has its own learning rate; the last column shows what one rate for all would have given.
 
 {gamma()}
 ## What do the learned gain, shape_offset and the state formats change?
@@ -253,8 +253,8 @@ The paper's Table 2: 0.41 s with VSGD and 0.38 s with Adam for VGG16, 8 % more, 
 
 These configurations are ready for a GPU and nobody has run them. CIFAR-100 and Tiny ImageNet could not be fetched where
 the page was made, so that their loaders were tested on small files of the same format only. The learning rates are from
-the range of the paper's Table 3, as many for every optimizer, and there is no search over weight decays; the authors'
-code also turns and recolours the pictures of Tiny ImageNet, which is not repeated.
+the range of the paper's Table 3, as many for every optimizer, and there is no search over weight decays. Networks,
+batches, iterations and alterations of pictures are those of the authors' code.
 
 {not_run()}
 """

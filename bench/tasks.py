@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .augmentations import AUGMENTATIONS
 from .datasets import Images, Text
 from .metrics import ENTROPY_BINS, normalized_entropy
 
-AUGMENTATIONS = ("none", "crop-flip")
-PADDING = 4  # pixels of the paper's crops
 EVALUATION_BATCH = 250
 TEXT_EVALUATION_BATCHES = 20
 #: Which pictures are kept back to choose learning rates by is the same for every seed.
@@ -34,7 +33,7 @@ class ImageTask:
     Args:
         data: the pictures.
         batch: how many in a batch; the last of an epoch that would be smaller are left out.
-        augmentation: "crop-flip": a random crop after padding by 4 zeros on every side, and a random mirror image.
+        augmentation: how training pictures are altered, in `AUGMENTATIONS`.
         examples: so many training pictures are used, or None for all; `held_back` others serve to choose by.
     """
 
@@ -57,7 +56,7 @@ class ImageTask:
             "validation": (data.train_x[order[:held_back]], data.train_y[order[:held_back]]),
             "test": (data.test_x, data.test_y),
         }
-        self.batch, self.augmentation, self.outputs = batch, augmentation, data.classes
+        self.batch, self.augment, self.outputs = batch, AUGMENTATIONS[augmentation], data.classes
         self.shape = tuple(data.train_x.shape[1:])
         pixels = self.train[0].float().div_(255).transpose(0, 1).flatten(1)
         self.mean, self.std = pixels.mean(1).view(-1, 1, 1), pixels.std(1).clamp_min(1e-6).view(-1, 1, 1)
@@ -73,8 +72,8 @@ class ImageTask:
             self._epoch = (seed, epoch, order)
         chosen = self._epoch[2][place * self.batch :][: self.batch]
         x = self.train[0][chosen]
-        if self.augmentation == "crop-flip":
-            x = crop_and_flip(x, generator_of(seed, 2 * iteration))
+        if self.augment is not None:
+            x = self.augment(x, generator_of(seed, 2 * iteration))
         return self.normalized(x), self.train[1][chosen]
 
     def normalized(self, x: Tensor) -> Tensor:
@@ -157,14 +156,3 @@ def make_task(data: Images | Text, settings: dict[str, Any]) -> Task:
         return kind(data, **settings)
     except TypeError as error:
         raise ValueError(f"[data] has the settings {settings}: {error}") from None
-
-
-def crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture [n, channels, height, width] cropped at random from its padded self, and mirrored or not."""
-    n, _, height, width = x.shape
-    top, left = torch.randint(2 * PADDING + 1, (2, n, 1), generator=generator)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(x, [PADDING] * 4).permute(0, 2, 3, 1)
-    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -71,17 +71,25 @@ def test_every_configuration_can_be_read(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "outputs", "parameters"),
+    ("name", "settings", "shape", "outputs", "parameters"),
     [
-        ("vgg16", (3, 32, 32), 10, cases.count(cases.CASES["vgg16"])),
-        ("gpt", (1024,), 50257, cases.count(cases.CASES["gpt2-124m"])),
+        ("vgg", {}, (3, 32, 32), 10, cases.count(cases.CASES["vgg16"])),
+        # a convolution of 9 c^2 + c, and a normalisation of 2 c, more in each of the last three stages
+        (
+            "vgg",
+            {"depth": 19},
+            (3, 64, 64),
+            10,
+            cases.count(cases.CASES["vgg16"]) + 9 * (256**2 + 2 * 512**2) + 3 * 1280,
+        ),
+        ("gpt", {}, (1024,), 50257, cases.count(cases.CASES["gpt2-124m"])),
         # a stem of 4 d k + 3 d, 8 blocks of (25 + 1 + 2) d and (d + 1 + 2) d, and the classes
-        ("convmixer", (3, 32, 32), 100, 256 * (12 + 3) + 8 * 256 * (28 + 259) + 100 * 257),
+        ("convmixer", {}, (3, 32, 32), 100, 256 * (12 + 3) + 8 * 256 * (28 + 259) + 100 * 257),
     ],
 )
-def test_model_has_the_papers_parameters(name, shape, outputs, parameters):
+def test_model_has_the_papers_parameters(name, settings, shape, outputs, parameters):
     with torch.device("meta"):
-        model = models.build(name, {}, shape, outputs)
+        model = models.build(name, settings, shape, outputs)
     assert sum(param.numel() for param in model.parameters()) == parameters
 
 
