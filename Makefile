@@ -17,7 +17,7 @@ demo: $(VENV)/demo
 	$(python) -m bench.demo
 
 test: $(VENV)/test
-	$(python) -m pytest
+	$(python) -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 
 # The optimizers inside of the trainers that people use, each in the version of the extra `integrations`.
 test-integrations: $(INTEGRATIONS)/test

@@ -26,6 +26,9 @@ from vsgd_kernels import sharding
 STEPS = 3
 
 
+pytestmark = pytest.mark.xdist_group("distributed")
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     processes = Processes(2, tmp_path_factory.mktemp("store"))

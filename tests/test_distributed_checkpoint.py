@@ -38,6 +38,9 @@ SETTINGS = {
 FULL = StateDictOptions(full_state_dict=True)
 
 
+pytestmark = pytest.mark.xdist_group("distributed_checkpoint")
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """By how many they are."""

@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+pytestmark = pytest.mark.xdist_group("distributed_document")
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     text = (ROOT / "docs" / "distributed.md").read_text()

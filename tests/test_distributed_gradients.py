@@ -18,6 +18,9 @@ from vsgd_kernels import VSGD, clipping
 STEPS, MAX_NORM = 3, 0.05
 
 
+pytestmark = pytest.mark.xdist_group("distributed_gradients")
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     processes = Processes(2, tmp_path_factory.mktemp("store"))

@@ -58,6 +58,7 @@ def inspected():
         process.kill()
 
 
+@pytest.mark.xdist_group("inspected")
 @pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100", "sm_90 other rules"])
 def test_nvidia(inspected, arch):
     entries = inspected(arch)
@@ -109,6 +110,7 @@ def test_nvidia(inspected, arch):
             assert wide == {"loads": {"64": 2, "128": reads - 2}, "stores": {"64": 1, "128": writes - 1}}
 
 
+@pytest.mark.xdist_group("inspected")
 def test_amd(inspected):
     entries = inspected("gfx942")
     assert len(entries) == len(DTYPES) * 3 + 4
