@@ -13,20 +13,23 @@ METRICS = {"accuracy": ("test accuracy, %", 100.0, 2, True), "loss": ("test loss
 Results = dict[str, Any]
 
 
-def finals(results: Results) -> dict[str, list[float]]:
-    """The test metric of each contender's runs with the chosen learning rate."""
+def finals(results: Results) -> dict[str, dict[int, float]]:
+    """The test metric of each contender's runs with the chosen learning rate that have ended, by seed."""
     return {
-        name: [run["test"][results["metric"]] for run in own] for name, own in plots.chosen_runs(results).items() if own
+        name: {run["seed"]: run["test"][results["metric"]] for run in own}
+        for name, own in plots.chosen_runs(results).items()
+        if own
     }
 
 
 def gains(results: Results, a: str, b: str) -> list[float] | None:
     """By how much contender a ended better than b, for each seed, as it is shown; None where runs diverged."""
     _, scale, _, more = METRICS[results["metric"]]
-    values = finals(results)
-    if a not in values or b not in values or len(values[a]) != len(values[b]):
+    values, seeds = finals(results), results["experiment"]["seeds"]
+    x, y = values.get(a, {}), values.get(b, {})
+    if not all(seed in x and seed in y for seed in seeds):
         return None
-    return [(x - y) * scale * (1 if more else -1) for x, y in zip(values[a], values[b], strict=True)]
+    return [(x[seed] - y[seed]) * scale * (1 if more else -1) for seed in seeds]
 
 
 def at_edge(results: Results, name: str) -> bool:
@@ -36,26 +39,38 @@ def at_edge(results: Results, name: str) -> bool:
     return len(grid) > 1 and bool(chosen & {min(grid), max(grid)})
 
 
-def verdict(results: Results | None, a: str, b: str) -> str:
-    """Whether a is better than b, in a word or two: "yes" and "no" are said only where all seeds agree."""
+def brief(results: Results | None, a: str, b: str) -> str:
+    """Where a ended beside b, in few words."""
     if results is None:
         return "not run"
-    found = gains(results, a, b)
-    if found is None:
-        return "diverged"
-    ahead = sum(gain > 0 for gain in found)
-    return "yes" if ahead == len(found) else "no" if ahead == 0 else "no clear difference"
+    difference = _difference(results, a, b)
+    if difference is None:
+        return "some runs diverged"
+    side, size, agree = difference
+    if agree:
+        return f"{side} with all {len(results['experiment']['seeds'])} seeds, by {size}"
+    return f"no clear difference ({side} by {size})"
 
 
 def compare(results: Results, a: str, b: str) -> str:
     """How much better or worse a ended than b, in one sentence."""
+    difference = _difference(results, a, b)
+    if difference is None:
+        return f"{a} and {b} cannot be compared: some of their runs diverged."
+    side, size, agree = difference
+    side = {"ahead": "ahead of"}.get(side, side)
+    if agree:
+        return f"{a} is {side} {b} with all seeds, by {size}."
+    return f"No clear difference: {a} is {side} {b} by {size}, but not with all seeds."
+
+
+def _difference(results: Results, a: str, b: str) -> tuple[str, str, bool] | None:
+    """Whether a ended ahead or behind, by how much, and whether all seeds agree."""
     found = gains(results, a, b)
     if found is None:
-        return f"{a} and {b} cannot be compared: some of their runs diverged."
+        return None
     _, _, digits, more = METRICS[results["metric"]]
     difference = spread(found)
     size = Spread(abs(difference.mean), difference.sd, difference.n).text(digits) + (" points" if more else " nats")
-    sign = "ahead of" if difference.mean > 0 else "behind"
-    if verdict(results, a, b) == "no clear difference":
-        return f"No clear difference: {a} is {sign} {b} by {size}, but not with all seeds."
-    return f"{a} is {sign} {b} with all seeds, by {size}."
+    agree = all(gain > 0 for gain in found) or all(gain < 0 for gain in found)
+    return "ahead" if difference.mean > 0 else "behind", size, agree

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import atomic, cases, models
+from . import atomic, cases, checks, models
 from .runs import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,10 +80,11 @@ def measure(name: str, device: torch.device, seconds: float) -> list[dict[str, A
                 times[key].append(_iterate(loss, optimizers[key], device))
             rounds += 1
             bar.update()
-    return _rows(name, sum(p.numel() for p in model.parameters()), _batch(network, device)[0], times)
+    about = {"network": name, "parameters": sum(p.numel() for p in model.parameters()), "batch": _size(network, device)}
+    return _rows(about, times)
 
 
-def _rows(name: str, parameters: int, batch: int, times: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
+def _rows(about: dict[str, Any], times: dict[str, list[tuple[float, float]]]) -> list[dict[str, Any]]:
     # Forward and backward pass are the same for all, so that their median over all is what they cost.
     passes = statistics.median((whole - step) * 1e3 for measured in times.values() for whole, step in measured)
     steps = {key: statistics.median(step * 1e3 for _, step in measured) for key, measured in times.items()}
@@ -93,9 +94,7 @@ def _rows(name: str, parameters: int, batch: int, times: dict[str, list[tuple[fl
         whole = statistics.median(whole * 1e3 for whole, _ in measured)
         rows.append(
             {
-                "network": name,
-                "parameters": parameters,
-                "batch": batch,
+                **about,
                 "optimizer": key,
                 "iterations": len(measured),
                 "iteration_ms": whole,
@@ -119,6 +118,11 @@ def _batch(network: Network, device: torch.device) -> tuple[int, int]:
     """How many examples, and how long each is if it is a text."""
     on_gpu = device.type == "cuda"
     return network.gpu_batch if on_gpu else network.cpu_batch, network.shape[-1] if on_gpu else 64
+
+
+def _size(network: Network, device: torch.device) -> str:
+    batch, length = _batch(network, device)
+    return f"{batch} x {length} tokens" if len(network.shape) == 1 else str(batch)
 
 
 def _loss(model: nn.Module, network: Network, device: torch.device) -> Callable[[], Tensor]:
@@ -172,9 +176,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=80, help="for each network (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: bench/results)")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no GPU that torch can use")
+    try:
+        checks.whole("--threads", args.threads, 1)
+        device = checks.device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(args.threads)
     rows = [row for name in args.networks for row in measure(name, device, args.seconds)]
     results = {"environment": environment(device), "rows": rows}

@@ -83,6 +83,8 @@ class Bottleneck(nn.Module):
 
 def resnext(shape: Shape, outputs: int, depth: int = 18, cardinality: int = 8, widen: int = 4) -> nn.Module:
     """ResNeXt for small images (Xie et al., 2017), three stages; the authors' is of depth 18, one block a stage."""
+    if depth < 11:
+        raise ValueError(f"depth of a ResNeXt must be at least 11, a block in each stage, got {depth!r}")
     blocks: list[nn.Module] = []
     into = 64
     for stage, width in enumerate((64, 128, 256)):

@@ -27,8 +27,12 @@ def curves(results: dict[str, Any], path: Path) -> None:
         if not own:
             continue
         label = f"{name}, lr {own[0]['lr']:g}"
-        _band(axes[0], [[(h["iteration"], h["train_loss"]) for h in run["history"]] for run in own], label)
-        _band(axes[1], [[(h["iteration"], h["validation"][metric]) for h in run["history"]] for run in own], label)
+        losses, measured = ({h["iteration"]: [] for h in own[0]["history"]} for _ in range(2))
+        for h in (h for run in own for h in run["history"]):
+            losses[h["iteration"]].append(h["train_loss"])
+            measured[h["iteration"]].append(h["validation"][metric])
+        _band(axes[0], losses, label)
+        _band(axes[1], measured, label)
     axes[0].set(xlabel="iteration", ylabel="training loss [nats]", title=results["experiment"]["name"])
     axes[1].set(xlabel="iteration", ylabel=LABELS[metric])
     axes[1].legend(fontsize="small")
@@ -39,7 +43,7 @@ def versus(points: dict[float, list[float]], xlabel: str, ylabel: str, path: Pat
     """Values of several seeds over a setting on a logarithmic axis: each value, and the line through the means."""
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    _band(axis, [list(zip(points, column, strict=True)) for column in zip(*points.values(), strict=True)], None)
+    _band(axis, points, None)
     for x, values in points.items():
         axis.scatter([x] * len(values), values, color="black", s=12, zorder=3)
     axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
@@ -51,6 +55,8 @@ def entropies(results: dict[str, Any], path: Path) -> None:
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for name, own in chosen_runs(results).items():
+        if not own:
+            continue
         histograms = [run["test"]["entropy_histogram"] for run in own]
         share = [statistics.fmean(counts) / sum(histograms[0]) for counts in zip(*histograms, strict=True)]
         edges = [i / len(share) for i in range(len(share) + 1)]
@@ -60,10 +66,10 @@ def entropies(results: dict[str, Any], path: Path) -> None:
     _save(figure, [axis], path)
 
 
-def _band(axis: Any, lines: list[list[tuple[float, float]]], label: str | None) -> None:
-    xs = [x for x, _ in lines[0]]
-    columns = list(zip(*([y for _, y in line] for line in lines), strict=True))
-    line = axis.plot(xs, [statistics.fmean(column) for column in columns], label=label)[0]
+def _band(axis: Any, points: dict[float, list[float]], label: str | None) -> None:
+    """The line through the means of the values at each x, and a band from the smallest to the largest."""
+    xs, columns = list(points), list(points.values())
+    line = axis.plot(xs, list(map(statistics.fmean, columns)), label=label)[0]
     axis.fill_between(xs, list(map(min, columns)), list(map(max, columns)), color=line.get_color(), alpha=0.2)
 
 

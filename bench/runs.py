@@ -18,6 +18,7 @@ from tqdm import tqdm
 from vsgd_kernels import backends
 
 from . import atomic, models
+from .checks import first_line
 from .experiment import Contender, Experiment
 from .step_cost import cpu_model
 from .tasks import Task
@@ -35,29 +36,37 @@ class Run:
     contender: Contender
     lr: float
     seed: int
+    device: torch.device
     folder: Path
 
     def path(self, suffix: str) -> Path:
         """A file's; its name changes with every setting, so that another setting is another run."""
         name = re.sub(r"[^A-Za-z0-9.]+", "_", self.contender.name)
-        label = f"{name}-lr{self.lr:g}-seed{self.seed}-{self.experiment.fingerprint(self.contender)}"
+        fingerprint = self.experiment.fingerprint(self.contender, self.device)
+        label = f"{name}-lr{self.lr!r}-seed{self.seed}-{fingerprint}"
         return self.folder / self.experiment.name / f"{label}{suffix}"
 
     def record(self) -> dict[str, Any] | None:
         """What the run measured, if it has ended."""
         path = self.path(".json")
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RuntimeError(f"{path} is no record of a run ({error}); delete it to run anew") from None
+        return {**record, "contender": self.contender.name}  # which may have been another's with the same settings
 
 
-def execute(run: Run, task: Task, device: torch.device) -> dict[str, Any]:
+def execute(run: Run, task: Task) -> dict[str, Any]:
     """The run's record; it begins, or goes on from its last checkpoint, unless it has ended before.
 
-    A loss that is not finite ends a run: `diverged_at` is then the iteration at which that was seen, and `validation`
-    and `test` are None.
+    A loss that is not finite, in training or on what was kept back, ends a run: `diverged_at` is then the iteration at
+    which that was seen, and `validation` and `test` are None.
     """
     if (record := run.record()) is not None:
         return record
-    trainer = _Trainer(run, task, device)
+    trainer = _Trainer(run, task)
     trainer.train()
     record = trainer.record()
     atomic.write_text(run.path(".json"), json.dumps(record) + "\n")
@@ -68,11 +77,11 @@ def execute(run: Run, task: Task, device: torch.device) -> dict[str, Any]:
 class _Trainer:
     """Model, optimizer and schedule of a run; everything that a checkpoint holds."""
 
-    def __init__(self, run: Run, task: Task, device: torch.device) -> None:
-        self.run, self.task, self.device = run, task, device
+    def __init__(self, run: Run, task: Task) -> None:
+        self.run, self.task, self.device = run, task, run.device
         torch.manual_seed(run.seed)  # of the initialisation; no model here draws numbers in training
         experiment = run.experiment
-        self.model = models.build(experiment.model, experiment.model_settings, task.shape, task.outputs).to(device)
+        self.model = models.build(experiment.model, experiment.model_settings, task.shape, task.outputs).to(run.device)
         self.optimizer = run.contender.make(self.model, run.lr, run.seed)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, experiment.halve_every, HALVING)
         self.iteration, self.seconds, self.diverged_at = 0, 0.0, None
@@ -90,10 +99,10 @@ class _Trainer:
             while self.iteration < total and self.diverged_at is None:
                 until = min(self.iteration - self.iteration % every + every, total)
                 loss = self._interval(until, bar)
-                if not math.isfinite(loss):
+                measured = self.task.evaluate(self.model, "validation", self.device)
+                if not (math.isfinite(loss) and math.isfinite(measured["loss"])):
                     self.diverged_at = self.iteration
                     return
-                measured = self.task.evaluate(self.model, "validation", self.device)
                 measured.pop("entropy_histogram", None)
                 lr = self.schedule.get_last_lr()[0]
                 self.history.append({"iteration": until, "lr": lr, "train_loss": loss, "validation": measured})
@@ -147,7 +156,9 @@ class _Trainer:
                 part.load_state_dict(saved[name])
             self.iteration, self.seconds, self.history = saved["iteration"], saved["seconds"], saved["history"]
         except Exception as error:  # whatever torch.load or load_state_dict say of a file that is none of theirs
-            raise RuntimeError(f"{path} is no checkpoint of this run ({error}); delete it to begin anew") from error
+            raise RuntimeError(
+                f"{path} is no checkpoint of this run ({first_line(error)}); delete it to begin anew"
+            ) from error
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .augmentations import AUGMENTATIONS
+from .checks import whole
 from .datasets import Images, Text
 from .metrics import ENTROPY_BINS, normalized_entropy
 
@@ -45,6 +46,9 @@ class ImageTask:
     ) -> None:
         if augmentation not in AUGMENTATIONS:
             raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {augmentation!r}")
+        for key, value in (("batch", batch), ("held_back", held_back), ("examples", examples)):
+            if value is not None:
+                whole(key, value, 1)
         order = torch.randperm(len(data.train_x), generator=generator_of(0, SPLIT_SEED))
         kept = order[held_back:][:examples]
         if len(kept) < (examples or batch) or len(kept) < batch:
@@ -56,6 +60,8 @@ class ImageTask:
             "validation": (data.train_x[order[:held_back]], data.train_y[order[:held_back]]),
             "test": (data.test_x, data.test_y),
         }
+        self.settings: dict[str, Any] = {"batch": batch, "augmentation": augmentation}
+        self.settings |= {"examples": len(kept), "held_back": held_back}
         self.batch, self.augment, self.outputs = batch, AUGMENTATIONS[augmentation], data.classes
         self.shape = tuple(data.train_x.shape[1:])
         pixels = self.train[0].float().div_(255).transpose(0, 1).flatten(1)
@@ -113,11 +119,15 @@ class TextTask:
     metric = "loss"
 
     def __init__(self, data: Text, batch: int, context: int = 64) -> None:
+        for key, value in (("batch", batch), ("context", context)):
+            whole(key, value, 1)
         self.train = data.train
         self.parts = {"validation": data.validation, "test": data.test}
         self.batch, self.context, self.outputs, self.shape = batch, context, data.characters, (context,)
         if min(map(len, (data.train, data.validation, data.test))) <= context:
             raise ValueError(f"context of {context} does not fit the text")
+        measured = TEXT_EVALUATION_BATCHES * batch * context
+        self.settings = {"batch": batch, "context": context, "evaluation_characters": measured}
 
     def training_batch(self, seed: int, iteration: int) -> tuple[Tensor, Tensor]:
         """Characters [batch, context], and those that follow, from random places."""

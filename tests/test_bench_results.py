@@ -31,6 +31,8 @@ def fabricated(metric="accuracy", **values):
         ("loss", [2.0, 2.1, 2.2], [2.1, 2.2, 2.3], "A is ahead of B with all seeds, by 0.1000 ± 0.0000 (3) nats."),
         ("loss", [2.0, 2.3, 2.3], [2.1, 2.2, 2.2],
          "No clear difference: A is behind B by 0.0333 ± 0.1155 (3) nats, but not with all seeds."),
+        ("accuracy", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5],
+         "No clear difference: A is behind B by 0.00 ± 0.00 (3) points, but not with all seeds."),
     ],
 )  # fmt: skip
 def test_comparison_of_seeds(metric, a, b, said):
@@ -38,9 +40,20 @@ def test_comparison_of_seeds(metric, a, b, said):
 
 
 def test_diverged_runs_are_not_compared():
-    known = fabricated(A=[0.5, 0.5, 0.5], B=[0.5, 0.5, 0.5])
+    known = fabricated(A=[0.6, 0.6, 0.6], B=[0.5, 0.5, 0.5])
     known["runs"][-1]["test"] = None
     assert "cannot be compared" in comparison.compare(known, "A", "B")
+    known["runs"][1]["test"] = None  # as many are left of each, but of other seeds
+    assert "cannot be compared" in comparison.compare(known, "A", "B")
+    assert comparison.brief(known, "A", "B") == "some runs diverged"
+
+
+def test_what_is_said_in_brief():
+    assert comparison.brief(None, "A", "B") == "not run"
+    known = fabricated(A=[0.53, 0.52, 0.54], B=[0.50, 0.51, 0.52], C=[0.54, 0.50, 0.56])
+    assert comparison.brief(known, "A", "B") == "ahead with all 3 seeds, by 2.00 ± 1.00 (3) points"
+    assert comparison.brief(known, "B", "A") == "behind with all 3 seeds, by 2.00 ± 1.00 (3) points"
+    assert comparison.brief(known, "A", "C") == "no clear difference (behind by 0.33 ± 2.08 (3) points)"
 
 
 def test_table_names_the_edge_of_the_grid_and_what_diverged():

@@ -1,5 +1,6 @@
 """The training script: configurations, schedule, choice of learning rates, runs that are interrupted and resumed."""
 
+import dataclasses
 import json
 import re
 
@@ -74,7 +75,7 @@ def make(request, config, tmp_path):
         config.write_text(said)
     plan = experiment.load(config)
     task = tasks.make_task(request.getfixturevalue(request.param), plan.data)
-    return task, lambda name: runs.Run(plan, plan.contenders[0], 0.01, 1, tmp_path / name)
+    return task, lambda name: runs.Run(plan, plan.contenders[0], 0.01, 1, CPU, tmp_path / name)
 
 
 def measured(record):
@@ -84,7 +85,7 @@ def measured(record):
 @pytest.mark.parametrize("at", [1, 5, 11])
 def test_interrupted_run_resumes_to_the_bit(make, monkeypatch, at):
     task, run_in = make
-    expected = runs.execute(run_in("whole"), task, CPU)
+    expected = runs.execute(run_in("whole"), task)
     draw, calls = task.training_batch, []
 
     def interrupt_once(seed, iteration):
@@ -96,9 +97,9 @@ def test_interrupted_run_resumes_to_the_bit(make, monkeypatch, at):
     monkeypatch.setattr(task, "training_batch", interrupt_once)
     run = run_in("interrupted")
     with pytest.raises(KeyboardInterrupt):
-        runs.execute(run, task, CPU)
+        runs.execute(run, task)
     assert run.record() is None
-    assert measured(runs.execute(run, task, CPU)) == measured(expected)
+    assert measured(runs.execute(run, task)) == measured(expected)
     # it did go on from the checkpoint after every third iteration
     assert calls[calls.index(at) + 1] == at // 3 * 3
     assert [path.name for path in run.path("").parent.iterdir()] == [run.path(".json").name]
@@ -106,9 +107,30 @@ def test_interrupted_run_resumes_to_the_bit(make, monkeypatch, at):
 
 def test_ended_run_is_not_run_again(make, monkeypatch):
     task, run_in = make
-    first = runs.execute(run_in("once"), task, CPU)
+    first = runs.execute(run_in("once"), task)
     monkeypatch.setattr(task, "training_batch", None)
-    assert runs.execute(run_in("once"), task, CPU) == first
+    assert runs.execute(run_in("once"), task) == first
+
+
+def test_ended_run_is_found_by_what_it_was(make):
+    """By its settings, rate, seed and kind of device, and not by its optimizer's name."""
+    task, run_in = make
+    run = run_in("once")
+    record = runs.execute(run, task)
+    renamed = dataclasses.replace(run, contender=dataclasses.replace(run.contender, name="V/SGD"))
+    for change in ({"device": torch.device("cuda")}, {"lr": 0.01000001}, {"seed": 2}):
+        assert dataclasses.replace(run, **change).record() is None
+    run.path(".json").rename(renamed.path(".json"))
+    assert renamed.record() == {**record, "contender": "V/SGD"}
+
+
+def test_damaged_record_is_named(make):
+    _, run_in = make
+    run = run_in("damaged")
+    run.path(".json").parent.mkdir(parents=True)
+    run.path(".json").write_text('{"lr": ')
+    with pytest.raises(RuntimeError, match=r"\.json is no record of a run \(.*\); delete it"):
+        run.record()
 
 
 def test_damaged_checkpoint_is_named(make):
@@ -117,12 +139,12 @@ def test_damaged_checkpoint_is_named(make):
     run.path(".pt").parent.mkdir(parents=True)
     run.path(".pt").write_bytes(b"PK no zip")
     with pytest.raises(RuntimeError, match=r"\.pt is no checkpoint of this run"):
-        runs.execute(run, task, CPU)
+        runs.execute(run, task)
 
 
 def test_learning_rate_is_halved(make):
     task, run_in = make
-    history = runs.execute(run_in("schedule"), task, CPU)["history"]
+    history = runs.execute(run_in("schedule"), task)["history"]
     # after 3, 6, 9 and 12 iterations, of which the 5th and 10th halve it
     assert [(h["iteration"], h["lr"]) for h in history] == [(3, 0.01), (6, 0.005), (9, 0.005), (12, 0.0025)]
 
@@ -144,6 +166,24 @@ def test_every_learning_rate_is_tried_and_the_best_repeated(config, images, tmp_
     assert sorted(path.name for path in out.iterdir()) == ["tiny.csv", "tiny.json", "tiny.png"]
 
 
+def test_what_diverges_in_its_last_step_is_not_chosen(config, images, tmp_path):
+    """The loss of that iteration is of the parameters before it."""
+    config.write_text(CONFIG.replace("iterations = 12", "iterations = 1"))
+    assert train.main([str(config), "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 0
+    results = json.loads((tmp_path / "tiny.json").read_text())
+    ended = [(r["lr"], r["diverged_at"], r["chosen"]) for r in results["runs"] if r["contender"] == "SGD"]
+    assert ended == [(0.1, None, True), (1e30, 1, False), (0.1, None, True)]
+
+
+def test_results_have_every_setting(config, images, tmp_path):
+    config.write_text(CONFIG.replace("held_back = 40", "held_back = 30"))
+    assert train.main([str(config), "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 0
+    results = json.loads((tmp_path / "tiny.json").read_text())
+    assert results["task"] == {"batch": 16, "augmentation": "crop-flip", "examples": 70, "held_back": 30}
+    vsgd, sgd = (results["hyperparameters"][name] for name in ("VSGD", "SGD"))
+    assert (vsgd["ghattg"], vsgd["state_format"], sgd["momentum"]) == (30.0, "q8", 0)
+
+
 def test_choice_follows_the_metric():
     records = [
         {"lr": 1.0, "validation": {"accuracy": 0.3, "loss": 2.0}},
@@ -163,8 +203,19 @@ def test_choice_follows_the_metric():
         ('class = "SGD"', 'class = "Lion"', "class must be one of .*got 'Lion'"),
         ("[0.1, 1e30]", "[0.1]", "the same number of learning rates, got"),
         ("[0.1, 1e30]", "[0.1, -1.0]", "lr must be different positive numbers, got"),
+        ("[0.1, 1e30]", "[0.1, inf]", "lr must be different positive numbers, got"),
         ("halve_every = 5", "halve_every = 0", "halve_every must be .*got 0"),
+        ("iterations = 12", "iterations = true", "iterations must be .*got True"),
         ("seeds = [0, 1]", "seeds = []", "seeds must be .*got"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "seeds must be different .*got"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds must be a list, got 3"),
+        ('"digits"', '["digits"]', r"dataset must be a string, got \['digits'\]"),
+        ('class = "SGD"', 'class = "SGD"\nname = 3', "name must be a string, got 3"),
+        ('class = "SGD"', 'class = "SGD"\nsettings = { momentun = 1 }', "optimizer 'SGD': .*momentun"),
+        ("batch = 16", "batch = 0", "batch must be .*got 0"),
+        ("batch = 16", "batch = 1.5", "batch must be .*got 1.5"),
+        ("held_back = 40", "held_back = -40", "held_back must be .*got -40"),
+        ("held_back = 40", "held_back = 40\nexamples = 0", "examples must be .*got 0"),
         ("halve_every = 5", "halved = 5", "halved"),
         ("width = 24", "depth = 2", "model 'convnet' does not take the settings"),
         ("batch = 16", "batch = 1000", "do not fit 100"),
@@ -177,15 +228,35 @@ def test_bad_configuration_is_refused(config, images, tmp_path, capsys, old, new
     config.write_text(CONFIG.replace(old, new))
     out = tmp_path / "out"
     assert train.main([str(config), "--out", str(out), "--cache", str(tmp_path / "cache")]) == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert re.search(message, error[0])
+    (error,) = capsys.readouterr().err.splitlines()  # nothing was trained before
+    assert re.match(f"error: .*{message}", error)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "0"], "--threads must be a whole number of at least 1, got 0"),
+        (["--device", "abacus"], "--device must be cpu or cuda, got 'abacus'"),
+        (["--out", "FILE/out"], "FILE"),
+        (["missing.toml"], "missing.toml cannot be read"),
+    ],
+)
+def test_bad_arguments_are_refused_before_training(config, images, tmp_path, capsys, arguments, message):
+    (tmp_path / "FILE").touch()
+    arguments = [argument.replace("FILE", str(tmp_path / "FILE")) for argument in arguments]
+    configs = [str(config), *(argument for argument in arguments if argument.endswith(".toml"))]
+    options = [argument for argument in arguments if argument not in configs]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    assert train.main([*configs, *out, "--cache", str(tmp_path / "cache"), *options]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
 
 
 def test_a_changed_setting_is_another_run(config):
     plan = experiment.load(config)
     config.write_text(CONFIG.replace("width = 24", "width = 25"))
     other = experiment.load(config)
-    assert plan.fingerprint(plan.contenders[0]) != other.fingerprint(other.contenders[0])
-    assert plan.fingerprint(plan.contenders[0]) != plan.fingerprint(plan.contenders[1])
+    assert plan.fingerprint(plan.contenders[0], CPU) != other.fingerprint(other.contenders[0], CPU)
+    assert plan.fingerprint(plan.contenders[0], CPU) != plan.fingerprint(plan.contenders[1], CPU)
