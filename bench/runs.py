@@ -25,7 +25,7 @@ from .tasks import Task
 
 #: The paper's: after each `halve_every` iterations the learning rate is half of what it was.
 HALVING = 0.5
-PACKAGES = ("torch", "triton", "numpy", "scikit-learn", "pillow", "vsgd-kernels")
+PACKAGES = ("triton", "numpy", "scikit-learn", "pillow", "vsgd-kernels")
 
 
 @dataclass(frozen=True)
@@ -174,5 +174,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backend": backends.choose(None, device).name,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, which its metadata may lack
         **versions,
     }
