@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import atomic, datasets, fetch, metrics, tasks
+from bench import atomic, datasets, fetch, metrics, tasks, text
 
 GENERATOR = np.random.default_rng(0)
 
@@ -131,6 +131,14 @@ def test_file_with_another_hash_is_refused_and_left_alone(tmp_path):
     with pytest.raises(fetch.DataError, match=r"sha256 is .* not 141f061f.*delete it"):
         datasets.load("cifar10", tmp_path)
     assert path.read_bytes() == b"damaged"
+
+
+def test_damaged_text_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / text.ARCHIVE
+    path.write_bytes(b"something else")
+    with pytest.raises(datasets.DataError, match=r"is not the expected file; delete it"):
+        datasets.load("shakespeare", tmp_path)
+    assert path.read_bytes() == b"something else"
 
 
 def test_archive_without_its_members(tmp_path, monkeypatch):
