@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 # Files are tested side by side, and threads that spin while they wait take the processor from the others': the tests of
 # training took 158 s instead of 5. OpenMP reads this when torch is imported, hence before that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, hence before that too.
+
+import torch
+
+# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, hence before that.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
