@@ -58,10 +58,10 @@ def compare(results: Results, a: str, b: str) -> str:
     if difference is None:
         return f"{a} and {b} cannot be compared: some of their runs diverged."
     side, size, agree = difference
-    side = {"ahead": "ahead of"}.get(side, side)
+    beside = f"ahead of {b}" if side == "ahead" else f"behind {b}"
     if agree:
-        return f"{a} is {side} {b} with all seeds, by {size}."
-    return f"No clear difference: {a} is {side} {b} by {size}, but not with all seeds."
+        return f"{a} is {beside} with all seeds, by {size}."
+    return f"No clear difference: {a} is {beside} by {size}, but not with all seeds."
 
 
 def _difference(results: Results, a: str, b: str) -> tuple[str, str, bool] | None:

@@ -33,8 +33,11 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
 }
 #: The types of a configuration's keys that are no whole numbers.
-KINDS = {"question": str, "dataset": str, "model": str, "seeds": list, "optimizer": list, "data": dict}
-KINDS |= {"model_settings": dict}
+KINDS = {
+    **dict.fromkeys(("question", "dataset", "model"), str),
+    **dict.fromkeys(("seeds", "optimizer"), list),
+    **dict.fromkeys(("data", "model_settings"), dict),
+}
 #: Those whose rounding or sampling has a seed, which is the run's.
 SEEDED = (vsgd_kernels.VSGD, vsgd_kernels.ConstantVSGD, vsgd_kernels.StochGradAdam)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,8 @@ def curves(results: dict[str, Any], path: Path) -> None:
         if not own:
             continue
         label = f"{name}, lr {own[0]['lr']:g}"
-        losses, measured = ({h["iteration"]: [] for h in own[0]["history"]} for _ in range(2))
-        for h in (h for run in own for h in run["history"]):
-            losses[h["iteration"]].append(h["train_loss"])
-            measured[h["iteration"]].append(h["validation"][metric])
-        _band(axes[0], losses, label)
-        _band(axes[1], measured, label)
+        _band(axes[0], _by_iteration(own, lambda entry: entry["train_loss"]), label)
+        _band(axes[1], _by_iteration(own, lambda entry: entry["validation"][metric]), label)
     axes[0].set(xlabel="iteration", ylabel="training loss [nats]", title=results["experiment"]["name"])
     axes[1].set(xlabel="iteration", ylabel=LABELS[metric])
     axes[1].legend(fontsize="small")
@@ -64,6 +61,14 @@ def entropies(results: dict[str, Any], path: Path) -> None:
     axis.set(xlabel="normalised entropy of a prediction", ylabel="share of the test set", yscale="log")
     axis.legend()
     _save(figure, [axis], path)
+
+
+def _by_iteration(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> dict[float, list[float]]:
+    """A value of each entry of the runs' histories."""
+    points: dict[float, list[float]] = {}
+    for entry in (entry for run in runs for entry in run["history"]):
+        points.setdefault(entry["iteration"], []).append(value(entry))
+    return points
 
 
 def _band(axis: Any, points: dict[float, list[float]], label: str | None) -> None:

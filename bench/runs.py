@@ -78,7 +78,7 @@ class _Trainer:
     """Model, optimizer and schedule of a run; everything that a checkpoint holds."""
 
     def __init__(self, run: Run, task: Task) -> None:
-        self.run, self.task, self.device = run, task, run.device
+        self.run, self.task = run, task
         torch.manual_seed(run.seed)  # of the initialisation; no model here draws numbers in training
         experiment = run.experiment
         self.model = models.build(experiment.model, experiment.model_settings, task.shape, task.outputs).to(run.device)
@@ -99,7 +99,7 @@ class _Trainer:
             while self.iteration < total and self.diverged_at is None:
                 until = min(self.iteration - self.iteration % every + every, total)
                 loss = self._interval(until, bar)
-                measured = self.task.evaluate(self.model, "validation", self.device)
+                measured = self.task.evaluate(self.model, "validation", self.run.device)
                 if not (math.isfinite(loss) and math.isfinite(measured["loss"])):
                     self.diverged_at = self.iteration
                     return
@@ -113,10 +113,10 @@ class _Trainer:
     def _interval(self, until: int, bar: tqdm) -> float:
         """Trains up to an iteration; the mean training loss of what it trained."""
         begin, count = time.perf_counter(), until - self.iteration
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.run.device)
         while self.iteration < until:
             inputs, targets = self.task.training_batch(self.run.seed, self.iteration)
-            loss = self.task.loss(self.model(inputs.to(self.device)), targets.to(self.device))
+            loss = self.task.loss(self.model(inputs.to(self.run.device)), targets.to(self.run.device))
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -138,11 +138,11 @@ class _Trainer:
             "seed": self.run.seed,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "diverged_at": self.diverged_at,
-            "validation": self.task.evaluate(self.model, "validation", self.device) if done else None,
-            "test": self.task.evaluate(self.model, "test", self.device) if done else None,
+            "validation": self.task.evaluate(self.model, "validation", self.run.device) if done else None,
+            "test": self.task.evaluate(self.model, "test", self.run.device) if done else None,
             "training_seconds": self.seconds,
             "history": self.history,
-            "environment": environment(self.device),
+            "environment": environment(self.run.device),
         }
 
     def _save(self, path: Path) -> None:
@@ -151,7 +151,7 @@ class _Trainer:
 
     def _resume(self, path: Path) -> None:
         try:
-            saved = torch.load(path, map_location=self.device, weights_only=True)
+            saved = torch.load(path, map_location=self.run.device, weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(saved[name])
             self.iteration, self.seconds, self.history = saved["iteration"], saved["seconds"], saved["history"]
