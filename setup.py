@@ -29,8 +29,8 @@ CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torc
 # Machine code for these, and PTX of the last for what comes after it.
 CUDA_ARCHITECTURES = ("80", "90", "100")
 HEADERS = (
-    *("chunks", "formats", "lanes", "noise", "numbers", "operands", "philox", "rules"),
-    *("run_cpu", "states", "step_cpu", "step_device", "watch"),
+    *("chunks", "formats", "isa", "lanes", "noise", "numbers", "operands", "philox", "rules"),
+    *("run_avx512", "run_cpu", "states", "step_cpu", "step_device", "vec512", "watch"),
 )
 
 
@@ -65,7 +65,7 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
 
 extension = CppExtension(
     "vsgd_kernels._C",
-    ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/step_device.cpp", "csrc/look.cpp"],
+    ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/run_avx512.cpp", "csrc/step_device.cpp", "csrc/look.cpp"],
     depends=[f"csrc/{name}.h" for name in HEADERS],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
     extra_compile_args={

@@ -5,15 +5,9 @@
 
 #include <tuple>
 
+#include "isa.h"
+#include "run_avx512.h"
 #include "run_cpu.h"
-
-#if defined(__GNUC__) && defined(__x86_64__)
-#define VSGD_X86 1
-#define VSGD_AVX2 __attribute__((target("avx2")))
-#define VSGD_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
-#else
-#define VSGD_X86 0
-#endif
 
 namespace vsgd {
 
@@ -37,7 +31,15 @@ struct Run {
   static void baseline(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
-  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
+  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) {
+    int64_t done = 0;
+    if constexpr (VSGD_Q8_AVX512 && format == Format::q8 && !Rule::draws) {
+      done = n / kCodes * kCodes;
+      if (done > 0) run_q8_avx512<Rule>(at, done, s);
+    }
+    using S = typename StoredState<format, A>::type;
+    run<Rule, P, format>(at.template from<S>(done, Rule::states), n - done, s);
+  }
 #endif
 
   static Function of(Isa isa) {

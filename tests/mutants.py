@@ -59,6 +59,13 @@ MUTANTS = [
     ("states.h", "kOne + (random >> (32u - kMeanShift))", "kOne + (1u << (kMeanShift - 1u))"),
     ("states.h", " | (range.nan & kHasNan)", ""),
     ("states.h", "bit_cast<uint32_t>(x) + (random >> 16);", "bit_cast<uint32_t>(x) + 0x8000u;"),
+    ("run_avx512.cpp", "if (range.high > kInfinity) range = range_of(numbers_[k], kCodes);", ""),
+    ("run_avx512.cpp", "if (marks & kHasNan)", "if (false)"),
+    ("run_avx512.cpp", "_mm512_mask_sub_epi8(bytes, negative,", "_mm512_mask_sub_epi8(bytes, ~negative,"),
+    ("run_avx512.cpp", "bounded_variance(Vec::load(at_.variance + i)", "(Vec::load(at_.variance)"),
+    ("run_avx512.cpp", "if (coding_[k].has_nan)", "if (false)"),
+    ("vec512.h", " + (ghat - ghat)", ""),
+    ("vec512.h", "at_least(at_most(ghat, big), -big)", "at_most(ghat, big)"),
     ("step_device.h", "if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;", "*counter = t;"),
     ("step_device.h", "first += kWarps * kTile", "first += 2 * kWarps * kTile"),
     (

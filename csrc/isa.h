@@ -1,0 +1,24 @@
+// Which instruction sets code is compiled for, beside the compiler's own.
+#pragma once
+
+#define VSGD_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define VSGD_X86 1
+#define VSGD_AVX2 __attribute__((target("avx2")))
+#define VSGD_AVX512 __attribute__((target(VSGD_AVX512_FEATURES)))
+#else
+#define VSGD_X86 0
+#endif
+
+// Compiles all functions from there on for AVX-512.
+#define VSGD_PRAGMA_OF(text) _Pragma(#text)
+#define VSGD_PRAGMA(text) VSGD_PRAGMA_OF(text)
+#define VSGD_AVX512_FROM_HERE VSGD_PRAGMA(GCC target(VSGD_AVX512_FEATURES))
+
+// Whether run_avx512.cpp is compiled, which needs GCC's way to name the instruction set of a file.
+#if VSGD_X86 && !defined(__clang__)
+#define VSGD_Q8_AVX512 1
+#else
+#define VSGD_Q8_AVX512 0
+#endif

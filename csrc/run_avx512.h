@@ -1,0 +1,13 @@
+// q8's blocks by hand: run_avx512.cpp.
+#pragma once
+
+#include "operands.h"
+#include "rules.h"
+
+namespace vsgd {
+
+// Steps n elements, whole blocks, whose states are coded in q8 as run_cpu.h does, to the bit. Of rules that do not draw.
+template <class Rule, class P>
+void run_q8_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& s);
+
+}  // namespace vsgd
