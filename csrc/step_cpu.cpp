@@ -32,13 +32,13 @@ struct Run {
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
   VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) {
-    int64_t done = 0;
     if constexpr (VSGD_Q8_AVX512 && format == Format::q8 && !Rule::draws) {
-      done = n / kCodes * kCodes;
-      if (done > 0) run_q8_avx512<Rule>(at, done, s);
+      const int64_t whole = n / kCodes * kCodes;
+      run_q8_avx512<Rule>(at, whole, s);
+      at = at.template from<uint8_t>(whole, Rule::states);
+      n -= whole;
     }
-    using S = typename StoredState<format, A>::type;
-    run<Rule, P, format>(at.template from<S>(done, Rule::states), n - done, s);
+    run<Rule, P, format>(at, n, s);
   }
 #endif
 
