@@ -158,10 +158,10 @@ class Q8Block {
   }
 
   template <int k = 0>
-  VSGD_FN void words_of(Q8Vec* coding) const {
+  VSGD_FN void read_words(Q8Vec* coding) const {
     if constexpr (k < Rule::states) {
       coding[k] = Q8Vec(Q8::of<Rule::is_rate(k)>(at_.words[k]));
-      words_of<k + 1>(coding);
+      read_words<k + 1>(coding);
     }
   }
 
@@ -200,7 +200,7 @@ class Q8Block {
   VSGD_FN void infer_from(const Scalars& s) {
     Q8Vec coding[Rule::states];
     VecRange ranges[Rule::states];
-    words_of(coding);
+    read_words(coding);
 #pragma GCC unroll 8  // so that nothing of a block is a loop, which takes 4 % less time
     for (int64_t i = 0; i < kCodes; i += Vec::size) {
       if (i % kTurn == 0) {
@@ -254,14 +254,14 @@ class Q8Block {
 template <class Rule>
 typename Rule::template Scalars<Vec> splat(const typename Rule::template Scalars<float>& s) {
   constexpr int count = sizeof(s) / sizeof(float);
-  typename Rule::template Scalars<Vec> all;
-  static_assert(sizeof(all) == count * sizeof(Vec), "scalars are of the arithmetic type");
+  typename Rule::template Scalars<Vec> vectors;
+  static_assert(sizeof(vectors) == count * sizeof(Vec), "scalars are of the arithmetic type");
   float one[count];
   Vec each[count];
   memcpy(one, &s, sizeof(one));
   for (int i = 0; i < count; ++i) each[i] = Vec(one[i]);
-  memcpy(&all, each, sizeof(all));
-  return all;
+  memcpy(&vectors, each, sizeof(vectors));
+  return vectors;
 }
 
 }  // namespace

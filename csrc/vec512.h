@@ -30,9 +30,8 @@ VSGD_FN Vec square_root(Vec x) { return _mm512_sqrt_ps(x.v); }
 
 // numbers.h's, for which the processor has instructions: of NaN they return the second operand.
 template <> struct Bounds<Vec> : Bounds<float> {};
-VSGD_FN Vec at_least(Vec x, Vec floor) { return _mm512_max_ps(floor.v, x.v); }
-VSGD_FN Vec at_most(Vec x, Vec ceiling) { return _mm512_min_ps(ceiling.v, x.v); }
-VSGD_FN Vec at_least(Vec x, float floor) { return at_least(x, Vec(floor)); }
+VSGD_FN Vec at_least(Vec x, float floor) { return _mm512_max_ps(Vec(floor).v, x.v); }
+VSGD_FN Vec at_most(Vec x, float ceiling) { return _mm512_min_ps(Vec(ceiling).v, x.v); }
 VSGD_FN Vec bounded(Vec ghat) {
   constexpr float big = Bounds<float>::big;
   return at_least(at_most(ghat, big), -big) + (ghat - ghat);
