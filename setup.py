@@ -29,7 +29,7 @@ CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torc
 # Machine code for these, and PTX of the last for what comes after it.
 CUDA_ARCHITECTURES = ("80", "90", "100")
 HEADERS = (
-    *("chunks", "formats", "isa", "lanes", "noise", "numbers", "operands", "philox", "rules"),
+    *("chunks", "codes512", "formats", "isa", "lanes", "noise", "numbers", "operands", "philox", "rules"),
     *("run_avx512", "run_cpu", "states", "step_cpu", "step_device", "vec512", "watch"),
 )
 

@@ -18,7 +18,7 @@
 
 // Whether run_avx512.cpp is compiled, which needs GCC's way to name the instruction set of a file.
 #if VSGD_X86 && !defined(__clang__)
-#define VSGD_Q8_AVX512 1
+#define VSGD_BY_HAND_AVX512 1
 #else
-#define VSGD_Q8_AVX512 0
+#define VSGD_BY_HAND_AVX512 0
 #endif

@@ -1,8 +1,8 @@
-// q8's blocks in AVX-512, by hand: of run_cpu.h's loops gcc makes two instructions where one shifts by a count, and twice
-// as many to pack bytes. The rules are rules.h's, on vectors.
+// Blocks of coded states in AVX-512, by hand: of run_cpu.h's loops gcc makes two instructions where one shifts by a count,
+// and twice as many to pack codes. The rules are rules.h's, on vectors; what is not a plain number is left to the loops.
 #include "isa.h"
 
-#if VSGD_Q8_AVX512
+#if VSGD_BY_HAND_AVX512
 #include <immintrin.h>
 
 #include <algorithm>
@@ -15,82 +15,19 @@
 
 VSGD_AVX512_FROM_HERE  // and not before, for the headers above have functions that others share
 
+#include "codes512.h"
 #include "run_avx512.h"
 #include "run_cpu.h"
-#include "vec512.h"
+
+// gcc 12 warns of variables in its own header (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace vsgd {
 namespace {
 
-VSGD_FN __m512i all(uint32_t x) { return _mm512_set1_epi32(int(x)); }
-
-// What the bits of a block's elements are beyond those of its first.
-struct Steps {
-  alignas(64) uint32_t of[kCodes];
-  constexpr Steps() : of() {
-    for (uint32_t i = 0; i < kCodes; ++i) of[i] = i * kGolden;
-  }
-};
-constexpr Steps kSteps;
-
-// Packs four vectors of codes, of which `kSigned` says how the bytes are read; what a byte cannot hold becomes the nearest
-// that it can. The bytes come in groups of four that `in_order` brings into order.
-template <bool kSigned>
-VSGD_FN __m512i packed(const __m512i* x) {
-  const __m512i low = _mm512_packs_epi32(x[0], x[1]), high = _mm512_packs_epi32(x[2], x[3]);
-  return kSigned ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
-}
-VSGD_FN __m512i in_order(__m512i bytes) {
-  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
-}
-
-// Q8's `number` and `code`, of unmarked blocks.
-class Q8Vec {
- public:
-  VSGD_FN Q8Vec() = default;
-  VSGD_FN explicit Q8Vec(const Q8& q8)
-      : base_(all(q8.base)), k_(all(q8.k)), rest_(all(32 - q8.k)), unit_(q8.unit), per_unit_(q8.per_unit) {}
-
-  // The numbers of 16 codes.
-  template <bool rate>
-  VSGD_FN Vec numbers(const uint8_t* codes) const {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-    if (rate) return Vec::of_bits(_mm512_add_epi32(base_, _mm512_sllv_epi32(_mm512_cvtepu8_epi32(bytes), k_)));
-    const __m512i c = _mm512_cvtepi8_epi32(bytes);
-    const __m512i y = _mm512_add_epi32(all(kOne), _mm512_slli_epi32(_mm512_abs_epi32(c), kMeanShift));
-    const Vec m = (Vec::of_bits(y) - Vec(1.0f)) * unit_;
-    return Vec::of_bits(_mm512_ternarylogic_epi32(m.bits(), c, all(0x80000000u), 0xf8));  // m | c & sign
-  }
-
-  // Codes the turn of numbers that begins with a block's element `first`; random: of the block's first element.
-  template <bool rate>
-  VSGD_FN __m512i codes(const float* numbers, int64_t first, uint32_t random) const {
-    __m512i code[kTurn / Vec::size], bits[kTurn / Vec::size];
-    for (int64_t j = 0; j < kTurn / Vec::size; ++j) {
-      const int64_t i = first + j * Vec::size;
-      bits[j] = Vec::load(numbers + i).bits();
-      const __m512i r = _mm512_add_epi32(all(random), _mm512_load_si512(kSteps.of + i));
-      code[j] = rate ? rate_code(bits[j], r) : mean_code(bits[j], r);
-    }
-    if (rate) return in_order(packed<false>(code));
-    const __mmask64 negative = _mm512_movepi8_mask(packed<true>(bits));
-    const __m512i bytes = packed<true>(code);
-    return in_order(_mm512_mask_sub_epi8(bytes, negative, _mm512_setzero_si512(), bytes));
-  }
-
- private:
-  VSGD_FN __m512i rate_code(__m512i bits, __m512i random) const {
-    return _mm512_srlv_epi32(_mm512_add_epi32(_mm512_sub_epi32(bits, base_), _mm512_srlv_epi32(random, rest_)), k_);
-  }
-  VSGD_FN __m512i mean_code(__m512i bits, __m512i random) const {
-    const Vec y = Vec::of_bits(_mm512_and_si512(bits, all(0x7fffffffu))) * per_unit_ + Vec(1.0f);
-    const __m512i part = _mm512_srli_epi32(random, 32 - kMeanShift);
-    return _mm512_srli_epi32(_mm512_add_epi32(_mm512_sub_epi32(y.bits(), all(kOne)), part), kMeanShift);
-  }
-
-  __m512i base_, k_, rest_;
-  Vec unit_, per_unit_;
-};
+template <Format> struct CodesOf;
+template <> struct CodesOf<Format::bf16> { using type = Bf16Codes; };
+template <> struct CodesOf<Format::q8> { using type = Q8Codes; };
 
 VSGD_FN Vec load_vec(const float* p) { return Vec::load(p); }
 template <class P>
@@ -100,152 +37,149 @@ VSGD_FN Vec load_vec(const P* p) {
   return Vec::load(numbers);
 }
 
-// The range of the numbers of one state.
-struct VecRange {
-  __m512i high, low;  // of their bits
-
-  VSGD_FN void include(bool first, __m512i bits) {
-    high = first ? bits : _mm512_max_epu32(high, bits);
-    low = first ? bits : _mm512_min_epu32(low, bits);
-  }
-  VSGD_FN Range range() const {
-    return {_mm512_reduce_max_epu32(high), kDeepest - _mm512_reduce_min_epu32(low), 0};
-  }
-};
-
-// One block: `infer`, then `finish`.
-template <class Rule, class P>
-class Q8Block {
+// One block: `read`, and where that says so, `run`. Its states are gone through one after the other; which of them is a rate
+// is known when this is compiled.
+template <class Rule, class P, class Codes>
+class Block512 {
  public:
   using Scalars = typename Rule::template Scalars<Vec>;
 
-  VSGD_FN explicit Q8Block(const Operands<P>& at) : at_(at) {}
+  VSGD_FN explicit Block512(const Operands<P>& at) : at_(at) {}
 
-  VSGD_FN void infer(const Scalars& s) {
-    uint32_t marks = 0;
-    for (int k = 0; k < Rule::states; ++k) marks |= at_.words[k];
-    if (marks & kHasNan) {
-      decode_marked();
-      infer_from<false>(s);
-    } else {
-      infer_from<true>(s);
+  // Reads the gradients. Whether all is plain: gradients and variances that need not be bounded, and states without NaN.
+  VSGD_FN bool read(const Scalars& s) {
+    // Half the bound is 2 in this unit: from there on, and of Inf and NaN, the second bit is set.
+    const Vec per_unit(4.0f / Bounds<float>::big), factor = s.sign * per_unit, square = s.sign * s.sign;
+    __m512i seen = _mm512_setzero_si512();
+    const auto look_at = [&](const Vec& x) {
+      for (int i = 0; i < Vec::parts; ++i) seen = _mm512_or_si512(seen, x.bits(i));
+    };
+    for (int64_t i = 0; i < kCodes; i += Vec::size) {
+      const Vec grad = load_vec(at_.grad + i);
+      look_at(grad * factor);
+      (grad * s.sign).store(ghat_ + i);
+      if constexpr (Rule::samples) {
+        const Vec variance = Vec::load(at_.variance + i) * square;
+        look_at(variance * (per_unit * per_unit));
+        variance.store(variance_ + i);
+      }
     }
+    uint32_t marks = 0;
+    for (int k = 0; Codes::has_words && k < Rule::states; ++k) marks |= at_.words[k];
+    return !(marks & kHasNan) && !_mm512_test_epi32_mask(seen, all(0x40000000u));
   }
 
-  VSGD_FN void finish(const Scalars& s) const {
-    Q8Vec coding[Rule::states];
-    uint32_t random[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) {
-      coding[k] = Q8Vec(coding_[k]);
-      random[k] = at_.noise.start(at_.block, k);
-    }
+  VSGD_FN void run(const Scalars& s) {
+    Codes codes[Rule::states];
+    Range512 ranges[Rule::states];
+    uint32_t start[Rule::states];
+    for (int k = 0; k < Rule::states; ++k) start[k] = at_.noise.start(at_.block, k);
+    read_words(codes);
 #pragma GCC unroll 2
-    for (int64_t turn = 0; turn < kCodes; turn += kTurn) {
-      move(turn, s);
-      encode(turn, coding, random);
+    for (int64_t turn = 0; turn < kCodes; turn += kTurn512) {
+      infer(turn, s, codes, ranges);
+      if (!Codes::has_words) finish(turn, s, codes, start);
+    }
+    if (Codes::has_words) {
+      find_words(ranges, codes);
+#pragma GCC unroll 2
+      for (int64_t turn = 0; turn < kCodes; turn += kTurn512) finish(turn, s, codes, start);
+      code_marked(start);
     }
   }
 
  private:
-  VSGD_FN uint8_t* codes(int k) const { return static_cast<uint8_t*>(at_.state[k]); }
+  VSGD_FN typename Codes::S* stored(int k) const { return static_cast<typename Codes::S*>(at_.state[k]); }
 
   template <int k = 0>
-  VSGD_FN void decode_marked() {
-    if constexpr (k < Rule::states) {
-      decode<Rule::is_rate(k)>(codes(k), numbers_[k], kCodes, at_.words + k);
-      decode_marked<k + 1>();
+  VSGD_FN void read_words(Codes* codes) const {
+    if constexpr (Codes::has_words && k < Rule::states) {
+      codes[k] = Codes(Q8::of<Rule::is_rate(k)>(at_.words[k]));
+      read_words<k + 1>(codes);
     }
   }
 
   template <int k = 0>
-  VSGD_FN void read_words(Q8Vec* coding) const {
-    if constexpr (k < Rule::states) {
-      coding[k] = Q8Vec(Q8::of<Rule::is_rate(k)>(at_.words[k]));
-      read_words<k + 1>(coding);
-    }
-  }
-
-  template <bool kCoded, int k = 0>
-  VSGD_FN void load_states(const Q8Vec* coding, int64_t i, Vec* state) const {
-    if constexpr (k < Rule::states) {
-      if (kCoded) state[k] = coding[k].template numbers<Rule::is_rate(k)>(codes(k) + i);
-      if (!kCoded) state[k] = Vec::load(numbers_[k] + i);
-      load_states<kCoded, k + 1>(coding, i, state);
+  VSGD_FN void find_words(const Range512* ranges, Codes* codes) {
+    if constexpr (Codes::has_words && k < Rule::states) {
+      constexpr bool rate = Rule::is_rate(k);
+      Range range = ranges[k].template range<rate>();
+      if (range.high > kInfinity) range = range_of(numbers_[k], kCodes);
+      at_.words[k] = q8_word<rate>(range);
+      codes[k] = Codes(Q8::of<rate>(at_.words[k]));
+      find_words<k + 1>(ranges, codes);
     }
   }
 
   template <int k = 0>
-  VSGD_FN void store_states(int64_t i, const Vec* state, VecRange* ranges) {
+  VSGD_FN void load_states(const Codes* codes, int64_t i, Vec* state) const {
+    if constexpr (k < Rule::states) {
+      state[k] = codes[k].template numbers<Rule::is_rate(k)>(stored(k) + i);
+      load_states<k + 1>(codes, i, state);
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void store_states(int64_t i, const Vec* state, Range512* ranges) {
     if constexpr (k < Rule::states) {
       state[k].store(numbers_[k] + i);
-      const __m512i bits = state[k].bits();
-      ranges[k].include(i == 0, Rule::is_rate(k) ? bits : _mm512_and_si512(bits, all(0x7fffffffu)));
+      if (Codes::has_words) ranges[k].template include<Rule::is_rate(k)>(i == 0, state[k]);
       store_states<k + 1>(i, state, ranges);
     }
   }
 
-  template <int k = 0>
-  VSGD_FN void find_words(const VecRange* ranges) {
-    if constexpr (k < Rule::states) {
-      constexpr bool rate = Rule::is_rate(k);
-      Range range = ranges[k].range();
-      if (range.high > kInfinity) range = range_of(numbers_[k], kCodes);
-      at_.words[k] = q8_word<rate>(range);
-      coding_[k] = Q8::of<rate>(at_.words[k]);
-      find_words<k + 1>(ranges);
-    }
-  }
-
-  template <bool kCoded>
-  VSGD_FN void infer_from(const Scalars& s) {
-    Q8Vec coding[Rule::states];
-    VecRange ranges[Rule::states];
-    read_words(coding);
-#pragma GCC unroll 8  // so that nothing of a block is a loop, which takes 4 % less time
-    for (int64_t i = 0; i < kCodes; i += Vec::size) {
-      if (i % kTurn == 0) {
-        prefetch_turn(at_.param + i);
-        prefetch_turn(at_.grad + i);
-        for (int k = 0; k < Rule::states; ++k) prefetch_turn(codes(k) + i);
-      }
+  VSGD_FN void infer(int64_t turn, const Scalars& s, const Codes* codes, Range512* ranges) {
+    prefetch_turn(at_.param + turn);
+    prefetch_turn(at_.grad + turn);
+    for (int k = 0; k < Rule::states; ++k) prefetch_turn(stored(k) + turn);
+#pragma GCC unroll 2
+    for (int64_t i = turn; i < turn + kTurn512; i += Vec::size) {
       Vec state[Rule::states];
-      load_states<kCoded>(coding, i, state);
+      load_states(codes, i, state);
       Given<Vec> given;
-      if constexpr (Rule::samples) given.variance = bounded_variance(Vec::load(at_.variance + i) * s.sign * s.sign);
-      Rule::infer(bounded(load_vec(at_.grad + i) * s.sign), state, s, given).store(aux_ + i);
+      if constexpr (Rule::samples) given.variance = Vec::load(variance_ + i);
+      Rule::infer(Vec::load(ghat_ + i), state, s, given).store(aux_ + i);
       store_states(i, state, ranges);
     }
-    find_words(ranges);
   }
 
-  VSGD_FN void move(int64_t turn, const Scalars& s) const {
-    alignas(64) float masters[kTurn];
+  // Codes the states of a turn, and moves its parameters.
+  VSGD_FN void finish(int64_t turn, const Scalars& s, const Codes* codes, const uint32_t* start) const {
+    alignas(64) float masters[kTurn512];
     float* theta = masters;
     if constexpr (is_16_bit<P>) {
-      load_masters(at_, turn, kTurn, masters);
+      load_masters(at_, turn, kTurn512, masters);
     } else {
       theta = at_.param + turn;
     }
-    for (int64_t i = 0; i < kTurn; i += Vec::size)
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < kTurn512; i += Vec::size)
       Rule::move(Vec::load(theta + i), Vec::load(numbers_[0] + turn + i), Vec::load(aux_ + turn + i), s).store(theta + i);
-    if constexpr (is_16_bit<P>) store_masters(at_, turn, kTurn, masters);
+    if constexpr (is_16_bit<P>) store_masters(at_, turn, kTurn512, masters);
+    code_states(turn, codes, start);
   }
 
   template <int k = 0>
-  VSGD_FN void encode(int64_t turn, const Q8Vec* coding, const uint32_t* random) const {
+  VSGD_FN void code_states(int64_t turn, const Codes* codes, const uint32_t* start) const {
     if constexpr (k < Rule::states) {
-      constexpr bool rate = Rule::is_rate(k);
-      if (coding_[k].has_nan) {
-        vsgd::encode<rate>(numbers_[k] + turn, codes(k) + turn, kTurn, coding_[k], random[k] + uint32_t(turn) * kGolden);
-      } else {
-        _mm512_storeu_si512(codes(k) + turn, coding[k].template codes<rate>(numbers_[k], turn, random[k]));
-      }
-      encode<k + 1>(turn, coding, random);
+      codes[k].template code<Rule::is_rate(k)>(numbers_[k], stored(k), turn, start[k]);
+      code_states<k + 1>(turn, codes, start);
     }
   }
 
-  const Operands<P> at_;
-  Q8 coding_[Rule::states];
+  // Codes states once more in which, of what was plain, NaN has come to be.
+  template <int k = 0>
+  VSGD_FN void code_marked(const uint32_t* start) const {
+    if constexpr (Codes::has_words && k < Rule::states) {
+      constexpr bool rate = Rule::is_rate(k);
+      if (at_.words[k] & kHasNan) encode<rate>(numbers_[k], stored(k), kCodes, Q8::of<rate>(at_.words[k]), start[k]);
+      code_marked<k + 1>(start);
+    }
+  }
+
+  const Operands<P>& at_;
+  alignas(64) float ghat_[kCodes];
+  alignas(64) float variance_[Rule::samples ? kCodes : 1];
   alignas(64) float numbers_[Rule::states][kCodes];
   alignas(64) float aux_[kCodes];  // what Rule::infer returned
 };
@@ -266,13 +200,18 @@ typename Rule::template Scalars<Vec> splat(const typename Rule::template Scalars
 
 }  // namespace
 
-template <class Rule, class P>
-void run_q8_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
+template <class Rule, class P, Format format>
+void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
+  using Codes = typename CodesOf<format>::type;
   const auto s = splat<Rule>(scalars);
   for (int64_t first = 0; first < n; first += kCodes) {
-    Q8Block<Rule, P> block(at.template from<uint8_t>(first, Rule::states));
-    block.infer(s);
-    block.finish(s);
+    const Operands<P> here = at.template from<typename Codes::S>(first, Rule::states);
+    Block512<Rule, P, Codes> block(here);
+    if (block.read(s)) {
+      block.run(s);
+    } else {
+      run_block<Rule, P, format, true>(here, kCodes, scalars);
+    }
   }
 }
 
@@ -280,8 +219,8 @@ void run_q8_avx512(const Operands<P>& at, int64_t n, const typename Rule::templa
 template <class Rule, class P>
 void name_for() {
   if constexpr (!Rule::draws) {
-    const volatile auto name = &run_q8_avx512<Rule, P>;
-    (void)name;
+    const volatile auto bf16_states = &run_avx512<Rule, P, Format::bf16>, q8_states = &run_avx512<Rule, P, Format::q8>;
+    (void)bf16_states, (void)q8_states;
   }
 }
 template <class... Each>

@@ -32,10 +32,10 @@ struct Run {
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
   VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) {
-    if constexpr (VSGD_Q8_AVX512 && format == Format::q8 && !Rule::draws) {
+    if constexpr (VSGD_BY_HAND_AVX512 && format != Format::fp32 && !Rule::draws) {
       const int64_t whole = n / kCodes * kCodes;
-      run_q8_avx512<Rule>(at, whole, s);
-      at = at.template from<uint8_t>(whole, Rule::states);
+      run_avx512<Rule, P, format>(at, whole, s);
+      at = at.template from<typename StoredState<format, A>::type>(whole, Rule::states);
       n -= whole;
     }
     run<Rule, P, format>(at, n, s);

@@ -8,7 +8,7 @@ import torch
 
 from bench import stationarity
 from tests.cases import ROUNDINGS, STATIONARITY, available_isas, extreme_gradients, gradient
-from vsgd_kernels import VSGD, backends, rules, state_formats
+from vsgd_kernels import VSGD, SampleVSGD, backends, rules, state_formats
 from vsgd_kernels.noise import CODES, Noise, tensor_key
 
 CODED = ["bf16", "q8"]
@@ -90,6 +90,44 @@ def test_instruction_sets_give_the_same_bits(case, style, generator, monkeypatch
     for isa in available_isas(monkeypatch):
         monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
         assert_same(stepped(case, pairs, style, "cpp", 3), wanted)
+
+
+def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, monkeypatch):
+    """Whose mean is 0, and whose variance, divided by the square of a small scale, is anything."""
+    grad = extreme_gradients()[:4000].repeat(2)  # those that are finite
+    outcomes = []
+    for isa in available_isas(monkeypatch):
+        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+        param = torch.nn.Parameter(torch.ones_like(grad))
+        optimizer = SampleVSGD([param], lr=1e-2, maximize=True, state_format=style, backend="cpp")
+        for param.grad in (grad.clone(), -grad, 0.5 * grad, -0.5 * grad):
+            optimizer.accumulate()
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0**-7), torch.tensor(0.0)
+        optimizer.step()
+        outcomes.append(([param], [optimizer.state[param]]))
+    for outcome in outcomes[1:]:
+        assert_same(outcome, outcomes[0])
+
+
+def test_instruction_sets_give_the_same_bits_where_rates_overflow(generator, monkeypatch):
+    """Where a step makes NaN of numbers none of which was."""
+    outcomes = []
+    for isa in available_isas(monkeypatch):
+        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+        param = torch.nn.Parameter(torch.ones(LARGE))
+        param.grad = torch.linspace(-1, 1, LARGE)
+        optimizer = VSGD([param], lr=1e-2, ps=1e-29, state_format="q8", backend="cpp")
+        optimizer.step()
+        state = optimizer.state[param]
+        state["step"].zero_()  # the next divides by twice ps
+        state["blocks"][3:5, 1:] = 0x7E000005  # rates of 4e37
+        optimizer.step()
+        optimizer.step()
+        marked = (state["blocks"] < 0).any(1)
+        assert marked.nonzero().flatten().tolist() == [3, 4]
+        outcomes.append(([param], [state]))
+    for outcome in outcomes[1:]:
+        assert_same(outcome, outcomes[0])
 
 
 def test_another_seed_rounds_otherwise(case, style, backend, generator):
