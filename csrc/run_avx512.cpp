@@ -37,17 +37,14 @@ VSGD_FN Vec load_vec(const P* p) {
   return Vec::load(numbers);
 }
 
-// One block: `read`, and where that says so, `run`. Its states are gone through one after the other; which of them is a rate
-// is known when this is compiled.
-template <class Rule, class P, class Codes>
-class Block512 {
- public:
-  using Scalars = typename Rule::template Scalars<Vec>;
+// The gradients of a block, and of samples their variances, multiplied by `sign` and by its square.
+template <class Rule>
+struct Gradients512 {
+  alignas(64) float ghat[kCodes], variance[Rule::samples ? kCodes : 1];
+  bool plain;  // whether none need be bounded
 
-  VSGD_FN explicit Block512(const Operands<P>& at) : at_(at) {}
-
-  // Reads the gradients. Whether all is plain: gradients and variances that need not be bounded, and states without NaN.
-  VSGD_FN bool read(const Scalars& s) {
+  template <class P, class S>
+  VSGD_FN void read(const Operands<P>& at, const S& s) {
     // Half the bound is 2 in this unit: from there on, and of Inf and NaN, the second bit is set.
     const Vec per_unit(4.0f / Bounds<float>::big), factor = s.sign * per_unit, square = s.sign * s.sign;
     __m512i seen = _mm512_setzero_si512();
@@ -55,36 +52,51 @@ class Block512 {
       for (int i = 0; i < Vec::parts; ++i) seen = _mm512_or_si512(seen, x.bits(i));
     };
     for (int64_t i = 0; i < kCodes; i += Vec::size) {
-      const Vec grad = load_vec(at_.grad + i);
+      const Vec grad = load_vec(at.grad + i);
       look_at(grad * factor);
-      (grad * s.sign).store(ghat_ + i);
+      (grad * s.sign).store(ghat + i);
       if constexpr (Rule::samples) {
-        const Vec variance = Vec::load(at_.variance + i) * square;
-        look_at(variance * (per_unit * per_unit));
-        variance.store(variance_ + i);
+        const Vec scaled = Vec::load(at.variance + i) * square;
+        look_at(scaled * (per_unit * per_unit));
+        scaled.store(variance + i);
       }
     }
+    plain = !_mm512_test_epi32_mask(seen, all(0x40000000u));
+  }
+};
+
+// One block of plain numbers. Its states are gone through one after the other; which of them is a rate is known when this
+// is compiled.
+template <class Rule, class P, class Codes>
+class Block512 {
+ public:
+  using Scalars = typename Rule::template Scalars<Vec>;
+
+  VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients) : at_(at), gradients_(gradients) {}
+
+  VSGD_FN bool is_plain() const {
     uint32_t marks = 0;
     for (int k = 0; Codes::has_words && k < Rule::states; ++k) marks |= at_.words[k];
-    return !(marks & kHasNan) && !_mm512_test_epi32_mask(seen, all(0x40000000u));
+    return gradients_.plain && !(marks & kHasNan);
   }
 
-  VSGD_FN void run(const Scalars& s) {
+  // Words wait for all of a block's numbers, and meanwhile() gives the processor something else to do.
+  template <class Meanwhile>
+  VSGD_FN void run(const Scalars& s, const Meanwhile& meanwhile) {
     Codes codes[Rule::states];
     Range512 ranges[Rule::states];
-    uint32_t start[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) start[k] = at_.noise.start(at_.block, k);
     read_words(codes);
 #pragma GCC unroll 2
     for (int64_t turn = 0; turn < kCodes; turn += kTurn512) {
       infer(turn, s, codes, ranges);
-      if (!Codes::has_words) finish(turn, s, codes, start);
+      if (!Codes::has_words) finish(turn, s, codes);
     }
     if (Codes::has_words) {
+      meanwhile();
       find_words(ranges, codes);
 #pragma GCC unroll 2
-      for (int64_t turn = 0; turn < kCodes; turn += kTurn512) finish(turn, s, codes, start);
-      code_marked(start);
+      for (int64_t turn = 0; turn < kCodes; turn += kTurn512) finish(turn, s, codes);
+      code_marked();
     }
   }
 
@@ -137,14 +149,14 @@ class Block512 {
       Vec state[Rule::states];
       load_states(codes, i, state);
       Given<Vec> given;
-      if constexpr (Rule::samples) given.variance = Vec::load(variance_ + i);
-      Rule::infer(Vec::load(ghat_ + i), state, s, given).store(aux_ + i);
+      if constexpr (Rule::samples) given.variance = Vec::load(gradients_.variance + i);
+      Rule::infer(Vec::load(gradients_.ghat + i), state, s, given).store(aux_ + i);
       store_states(i, state, ranges);
     }
   }
 
   // Codes the states of a turn, and moves its parameters.
-  VSGD_FN void finish(int64_t turn, const Scalars& s, const Codes* codes, const uint32_t* start) const {
+  VSGD_FN void finish(int64_t turn, const Scalars& s, const Codes* codes) const {
     alignas(64) float masters[kTurn512];
     float* theta = masters;
     if constexpr (is_16_bit<P>) {
@@ -156,30 +168,31 @@ class Block512 {
     for (int64_t i = 0; i < kTurn512; i += Vec::size)
       Rule::move(Vec::load(theta + i), Vec::load(numbers_[0] + turn + i), Vec::load(aux_ + turn + i), s).store(theta + i);
     if constexpr (is_16_bit<P>) store_masters(at_, turn, kTurn512, masters);
-    code_states(turn, codes, start);
+    code_states(turn, codes);
   }
 
   template <int k = 0>
-  VSGD_FN void code_states(int64_t turn, const Codes* codes, const uint32_t* start) const {
+  VSGD_FN void code_states(int64_t turn, const Codes* codes) const {
     if constexpr (k < Rule::states) {
-      codes[k].template code<Rule::is_rate(k)>(numbers_[k], stored(k), turn, start[k]);
-      code_states<k + 1>(turn, codes, start);
+      codes[k].template code<Rule::is_rate(k)>(numbers_[k], stored(k), turn, at_.noise.start(at_.block, k));
+      code_states<k + 1>(turn, codes);
     }
   }
 
   // Codes states once more in which, of what was plain, NaN has come to be.
   template <int k = 0>
-  VSGD_FN void code_marked(const uint32_t* start) const {
+  VSGD_FN void code_marked() const {
     if constexpr (Codes::has_words && k < Rule::states) {
       constexpr bool rate = Rule::is_rate(k);
-      if (at_.words[k] & kHasNan) encode<rate>(numbers_[k], stored(k), kCodes, Q8::of<rate>(at_.words[k]), start[k]);
-      code_marked<k + 1>(start);
+      const uint32_t word = at_.words[k];
+      if (word & kHasNan)
+        encode<rate>(numbers_[k], stored(k), kCodes, Q8::of<rate>(word), at_.noise.start(at_.block, k));
+      code_marked<k + 1>();
     }
   }
 
   const Operands<P>& at_;
-  alignas(64) float ghat_[kCodes];
-  alignas(64) float variance_[Rule::samples ? kCodes : 1];
+  const Gradients512<Rule>& gradients_;
   alignas(64) float numbers_[Rule::states][kCodes];
   alignas(64) float aux_[kCodes];  // what Rule::infer returned
 };
@@ -203,14 +216,21 @@ typename Rule::template Scalars<Vec> splat(const typename Rule::template Scalars
 template <class Rule, class P, Format format>
 void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
   using Codes = typename CodesOf<format>::type;
+  if (n == 0) return;
   const auto s = splat<Rule>(scalars);
+  const auto from = [&](int64_t first) { return at.template from<typename Codes::S>(first, Rule::states); };
+  Gradients512<Rule> gradients;
+  gradients.read(at, s);
   for (int64_t first = 0; first < n; first += kCodes) {
-    const Operands<P> here = at.template from<typename Codes::S>(first, Rule::states);
-    Block512<Rule, P, Codes> block(here);
-    if (block.read(s)) {
-      block.run(s);
+    const Operands<P> here = from(first);
+    const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
+    if (!Codes::has_words) gradients.read(here, s);
+    Block512<Rule, P, Codes> block(here, gradients);
+    if (block.is_plain()) {
+      block.run(s, read_next);
     } else {
       run_block<Rule, P, format, true>(here, kCodes, scalars);
+      read_next();
     }
   }
 }
