@@ -1,4 +1,4 @@
-// The formats of states.h in AVX-512, a block at a time, for numbers none of which is NaN; to the bit as states.h. Only for
+// The formats of states.h in AVX-512, a block at a time, for states none of which is NaN; to the bit as states.h. Only for
 // files that are compiled for AVX-512 as a whole.
 #pragma once
 
@@ -8,10 +8,11 @@
 namespace vsgd {
 
 constexpr int64_t kTurn512 = 64;  // elements that are coded at a time: 8 bits of them are a vector
+static_assert(kCodes % kTurn512 == 0, "a block is whole turns");
 
-VSGD_FN __m512i all(uint32_t x) { return _mm512_set1_epi32(int(x)); }
+VSGD_FN __m512i broadcast(uint32_t x) { return _mm512_set1_epi32(int(x)); }
 VSGD_FN __m512i bits_at(const float* numbers) { return _mm512_castps_si512(_mm512_loadu_ps(numbers)); }
-VSGD_FN __m512i magnitude(__m512i bits) { return _mm512_and_si512(bits, all(0x7fffffffu)); }
+VSGD_FN __m512i magnitude(__m512i bits) { return _mm512_and_si512(bits, broadcast(0x7fffffffu)); }
 
 // What the random bits of a block's elements are beyond those of its first.
 struct Steps {
@@ -23,7 +24,7 @@ struct Steps {
 constexpr Steps kSteps;
 // The random bits of a block's elements from i on; start: its first's.
 VSGD_FN __m512i random_at(int64_t i, uint32_t start) {
-  return _mm512_add_epi32(all(start), _mm512_load_si512(kSteps.of + i));
+  return _mm512_add_epi32(broadcast(start), _mm512_load_si512(kSteps.of + i));
 }
 
 // Orders of 16-bit words: those of each half of a vector as the upper halves of elements, and the other way round.
@@ -43,6 +44,17 @@ class Bf16Codes {
  public:
   using S = uint16_t;
   static constexpr bool has_words = false;
+
+  // Whether none of a block's states is Inf or NaN.
+  template <bool rate>
+  VSGD_FN static bool plain(const S* codes, const uint32_t*) {
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t i = 0; i < kCodes; i += 32) {
+      const __m512i words = _mm512_loadu_si512(codes + i);
+      most = _mm512_max_epu16(most, rate ? words : _mm512_and_si512(words, broadcast(0x7fff7fffu)));
+    }
+    return !_mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(int16_t(kInfinity >> 16)));
+  }
 
   template <bool rate>
   VSGD_FN Vec numbers(const S* codes) const {
@@ -73,9 +85,13 @@ class Q8Codes {
   using S = uint8_t;
   static constexpr bool has_words = true;
 
+  // Whether none of a block's states is NaN.
+  template <bool rate>
+  VSGD_FN static bool plain(const S*, const uint32_t* word) { return !(*word & kHasNan); }
+
   VSGD_FN Q8Codes() = default;
   VSGD_FN explicit Q8Codes(const Q8& q8)
-      : base_(all(q8.base)), k_(all(q8.k)), rest_(all(32 - q8.k)), unit_(_mm512_set1_ps(q8.unit)),
+      : base_(broadcast(q8.base)), k_(broadcast(q8.k)), rest_(broadcast(32 - q8.k)), unit_(_mm512_set1_ps(q8.unit)),
         per_unit_(_mm512_set1_ps(q8.per_unit)) {}
 
   // The numbers of Vec::size codes.
@@ -109,9 +125,9 @@ class Q8Codes {
     return _mm512_castsi512_ps(_mm512_add_epi32(base_, _mm512_sllv_epi32(code, k_)));
   }
   VSGD_FN __m512 mean_of(__m512i code) const {
-    const __m512i y = _mm512_add_epi32(all(kOne), _mm512_slli_epi32(_mm512_abs_epi32(code), kMeanShift));
+    const __m512i y = _mm512_add_epi32(broadcast(kOne), _mm512_slli_epi32(_mm512_abs_epi32(code), kMeanShift));
     const __m512 m = _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(y), _mm512_set1_ps(1.0f)), unit_);
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(m), code, all(0x80000000u), 0xf8));  // m | code & sign
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(m), code, broadcast(0x80000000u), 0xf8));  // m | code & sign
   }
   VSGD_FN __m512i rate_code(__m512i bits, __m512i random) const {
     return _mm512_srlv_epi32(_mm512_add_epi32(_mm512_sub_epi32(bits, base_), _mm512_srlv_epi32(random, rest_)), k_);
@@ -120,7 +136,7 @@ class Q8Codes {
     const __m512 units = _mm512_mul_ps(_mm512_castsi512_ps(magnitude(bits)), per_unit_);
     const __m512i y = _mm512_castps_si512(_mm512_add_ps(units, _mm512_set1_ps(1.0f)));
     const __m512i part = _mm512_srli_epi32(random, 32 - kMeanShift);
-    return _mm512_srli_epi32(_mm512_add_epi32(_mm512_sub_epi32(y, all(kOne)), part), kMeanShift);
+    return _mm512_srli_epi32(_mm512_add_epi32(_mm512_sub_epi32(y, broadcast(kOne)), part), kMeanShift);
   }
 
   // Packs four vectors of codes, of which `kSigned` says how the bytes are read; what a byte cannot hold becomes the

@@ -1,5 +1,6 @@
 // Blocks of coded states in AVX-512, by hand: of run_cpu.h's loops gcc makes two instructions where one shifts by a count,
-// and twice as many to pack codes. The rules are rules.h's, on vectors; what is not a plain number is left to the loops.
+// and twice as many to pack codes. The rules are rules.h's, on vectors. Blocks that are not plain, which are rare, are left to
+// the loops: those with NaN, or with gradients that have to be bounded.
 #include "isa.h"
 
 #if VSGD_BY_HAND_AVX512
@@ -46,7 +47,7 @@ struct Gradients512 {
   template <class P, class S>
   VSGD_FN void read(const Operands<P>& at, const S& s) {
     // Half the bound is 2 in this unit: from there on, and of Inf and NaN, the second bit is set.
-    const Vec per_unit(4.0f / Bounds<float>::big), factor = s.sign * per_unit, square = s.sign * s.sign;
+    const Vec per_unit(4.0f / Bounds<float>::big), factor = s.sign * per_unit;
     __m512i seen = _mm512_setzero_si512();
     const auto look_at = [&](const Vec& x) {
       for (int i = 0; i < Vec::parts; ++i) seen = _mm512_or_si512(seen, x.bits(i));
@@ -56,16 +57,16 @@ struct Gradients512 {
       look_at(grad * factor);
       (grad * s.sign).store(ghat + i);
       if constexpr (Rule::samples) {
-        const Vec scaled = Vec::load(at.variance + i) * square;
+        const Vec scaled = Vec::load(at.variance + i) * s.sign * s.sign;
         look_at(scaled * (per_unit * per_unit));
         scaled.store(variance + i);
       }
     }
-    plain = !_mm512_test_epi32_mask(seen, all(0x40000000u));
+    plain = !_mm512_test_epi32_mask(seen, broadcast(0x40000000u));
   }
 };
 
-// One block of plain numbers. Its states are gone through one after the other; which of them is a rate is known when this
+// One plain block. Its states are gone through one after the other; which of them is a rate is known when this
 // is compiled.
 template <class Rule, class P, class Codes>
 class Block512 {
@@ -74,10 +75,14 @@ class Block512 {
 
   VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients) : at_(at), gradients_(gradients) {}
 
+  // Whether `run` may be called.
+  template <int k = 0>
   VSGD_FN bool is_plain() const {
-    uint32_t marks = 0;
-    for (int k = 0; Codes::has_words && k < Rule::states; ++k) marks |= at_.words[k];
-    return gradients_.plain && !(marks & kHasNan);
+    if constexpr (k < Rule::states) {
+      return Codes::template plain<Rule::is_rate(k)>(stored(k), at_.words + k) && is_plain<k + 1>();
+    } else {
+      return gradients_.plain;
+    }
   }
 
   // Words wait for all of a block's numbers, and meanwhile() gives the processor something else to do.
@@ -220,10 +225,12 @@ void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template 
   const auto s = splat<Rule>(scalars);
   const auto from = [&](int64_t first) { return at.template from<typename Codes::S>(first, Rule::states); };
   Gradients512<Rule> gradients;
-  gradients.read(at, s);
+  if (Codes::has_words) gradients.read(at, s);
   for (int64_t first = 0; first < n; first += kCodes) {
     const Operands<P> here = from(first);
-    const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
+    const auto read_next = [&] {
+      if (Codes::has_words) gradients.read(from(std::min(first + kCodes, n - kCodes)), s);
+    };
     if (!Codes::has_words) gradients.read(here, s);
     Block512<Rule, P, Codes> block(here, gradients);
     if (block.is_plain()) {

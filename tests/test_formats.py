@@ -61,7 +61,10 @@ def assert_same(outcome, wanted, keys=None):
         if keys is None:
             torch.testing.assert_close(param, other, rtol=0, atol=0, equal_nan=True)
         for key in state if keys is None else keys:
-            torch.testing.assert_close(state[key], other_state[key], rtol=0, atol=0, equal_nan=True)
+            codes, other_codes = (
+                s[key].view(torch.int16) if s[key].dtype == torch.bfloat16 else s[key] for s in (state, other_state)
+            )
+            torch.testing.assert_close(codes, other_codes, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -92,39 +95,45 @@ def test_instruction_sets_give_the_same_bits(case, style, generator, monkeypatch
         assert_same(stepped(case, pairs, style, "cpp", 3), wanted)
 
 
-def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, monkeypatch):
-    """Whose mean is 0, and whose variance, divided by the square of a small scale, is anything."""
+@pytest.mark.parametrize("scale", [0.01, 2.0**100])
+def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, scale, monkeypatch):
+    """Whose mean is 0, and whose variance, divided by the scale's square, is anything; 2^-200 is not a float32."""
     grad = extreme_gradients()[:4000].repeat(2)  # those that are finite
     outcomes = []
     for isa in available_isas(monkeypatch):
         monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
         param = torch.nn.Parameter(torch.ones_like(grad))
-        optimizer = SampleVSGD([param], lr=1e-2, maximize=True, state_format=style, backend="cpp")
+        optimizer = SampleVSGD([param], lr=1e-2, ps=1e-29, maximize=True, state_format=style, backend="cpp")
         for param.grad in (grad.clone(), -grad, 0.5 * grad, -0.5 * grad):
             optimizer.accumulate()
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0**-7), torch.tensor(0.0)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
         optimizer.step()
         outcomes.append(([param], [optimizer.state[param]]))
     for outcome in outcomes[1:]:
         assert_same(outcome, outcomes[0])
 
 
-def test_instruction_sets_give_the_same_bits_where_rates_overflow(generator, monkeypatch):
+def test_instruction_sets_give_the_same_bits_where_rates_overflow(style, monkeypatch):
     """Where a step makes NaN of numbers none of which was."""
     outcomes = []
     for isa in available_isas(monkeypatch):
         monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
         param = torch.nn.Parameter(torch.ones(LARGE))
         param.grad = torch.linspace(-1, 1, LARGE)
-        optimizer = VSGD([param], lr=1e-2, ps=1e-29, state_format="q8", backend="cpp")
+        optimizer = VSGD([param], lr=1e-2, ps=1e-29, state_format=style, backend="cpp")
         optimizer.step()
         state = optimizer.state[param]
         state["step"].zero_()  # the next divides by twice ps
-        state["blocks"][3:5, 1:] = 0x7E000005  # rates of 4e37
+        if style == "q8":
+            state["blocks"][3:5, 1:] = 0x7E000005  # rates of 4e37
+        else:
+            for rate in optimizer.rule.rates:
+                state[rate][3 * CODES : 5 * CODES] = 4e37
         optimizer.step()
         optimizer.step()
-        marked = (state["blocks"] < 0).any(1)
-        assert marked.nonzero().flatten().tolist() == [3, 4]
+        values = state_formats.decode(optimizer.rule, [state[k] for k in optimizer.rule.states], state.get("blocks"))
+        bad = values[1].isnan().view(-1, CODES).any(1)
+        assert bad.nonzero().flatten().tolist() == [3, 4]
         outcomes.append(([param], [state]))
     for outcome in outcomes[1:]:
         assert_same(outcome, outcomes[0])
