@@ -1,7 +1,11 @@
 // Which instruction sets code is compiled for, beside the compiler's own.
 #pragma once
 
+#ifdef __clang__  // which ignores the whole attribute where it names what clang does not know
+#define VSGD_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl"
+#else
 #define VSGD_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#endif
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define VSGD_X86 1
