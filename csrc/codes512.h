@@ -2,13 +2,12 @@
 // files that are compiled for AVX-512 as a whole.
 #pragma once
 
-#include "states.h"
+#include "run_cpu.h"
 #include "vec512.h"
 
 namespace vsgd {
 
-constexpr int64_t kTurn512 = 64;  // elements that are coded at a time: 8 bits of them are a vector
-static_assert(kCodes % kTurn512 == 0, "a block is whole turns");
+static_assert(kTurn * 8 == 512, "the codes of a turn are a vector");
 
 VSGD_FN __m512i broadcast(uint32_t x) { return _mm512_set1_epi32(int(x)); }
 VSGD_FN __m512i bits_at(const float* numbers) { return _mm512_castps_si512(_mm512_loadu_ps(numbers)); }
@@ -65,10 +64,10 @@ class Bf16Codes {
     });
   }
 
-  // Codes elements [first, first + kTurn512) of a block.
+  // Codes elements [first, first + kTurn) of a block.
   template <bool rate>
   VSGD_FN void code(const float* numbers, S* codes, int64_t first, uint32_t start) const {
-    for (int64_t i = first; i < first + kTurn512; i += 32) {
+    for (int64_t i = first; i < first + kTurn; i += 32) {
       const __m512i low = raised(numbers, i, start), high = raised(numbers, i + 16, start);
       _mm512_storeu_si512(codes + i, _mm512_permutex2var_epi16(low, _mm512_load_si512(kHalves.joined), high));
     }
@@ -103,7 +102,7 @@ class Q8Codes {
     });
   }
 
-  // Codes elements [first, first + kTurn512) of a block.
+  // Codes elements [first, first + kTurn) of a block.
   template <bool rate>
   VSGD_FN void code(const float* numbers, S* codes, int64_t first, uint32_t start) const {
     __m512i bits[4], code[4];
@@ -127,7 +126,8 @@ class Q8Codes {
   VSGD_FN __m512 mean_of(__m512i code) const {
     const __m512i y = _mm512_add_epi32(broadcast(kOne), _mm512_slli_epi32(_mm512_abs_epi32(code), kMeanShift));
     const __m512 m = _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(y), _mm512_set1_ps(1.0f)), unit_);
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(m), code, broadcast(0x80000000u), 0xf8));  // m | code & sign
+    const __m512i sign = broadcast(0x80000000u);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(m), code, sign, 0xf8));  // m | code & sign
   }
   VSGD_FN __m512i rate_code(__m512i bits, __m512i random) const {
     return _mm512_srlv_epi32(_mm512_add_epi32(_mm512_sub_epi32(bits, base_), _mm512_srlv_epi32(random, rest_)), k_);

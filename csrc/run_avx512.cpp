@@ -66,8 +66,7 @@ struct Gradients512 {
   }
 };
 
-// One plain block. Its states are gone through one after the other; which of them is a rate is known when this
-// is compiled.
+// One plain block. Its states are gone through one after the other; which of them is a rate is known when this is compiled.
 template <class Rule, class P, class Codes>
 class Block512 {
  public:
@@ -92,15 +91,15 @@ class Block512 {
     Range512 ranges[Rule::states];
     read_words(codes);
 #pragma GCC unroll 2
-    for (int64_t turn = 0; turn < kCodes; turn += kTurn512) {
+    for (int64_t turn = 0; turn < kCodes; turn += kTurn) {
       infer(turn, s, codes, ranges);
       if (!Codes::has_words) finish(turn, s, codes);
     }
+    meanwhile();
     if (Codes::has_words) {
-      meanwhile();
       find_words(ranges, codes);
 #pragma GCC unroll 2
-      for (int64_t turn = 0; turn < kCodes; turn += kTurn512) finish(turn, s, codes);
+      for (int64_t turn = 0; turn < kCodes; turn += kTurn) finish(turn, s, codes);
       code_marked();
     }
   }
@@ -150,7 +149,7 @@ class Block512 {
     prefetch_turn(at_.grad + turn);
     for (int k = 0; k < Rule::states; ++k) prefetch_turn(stored(k) + turn);
 #pragma GCC unroll 2
-    for (int64_t i = turn; i < turn + kTurn512; i += Vec::size) {
+    for (int64_t i = turn; i < turn + kTurn; i += Vec::size) {
       Vec state[Rule::states];
       load_states(codes, i, state);
       Given<Vec> given;
@@ -162,17 +161,17 @@ class Block512 {
 
   // Codes the states of a turn, and moves its parameters.
   VSGD_FN void finish(int64_t turn, const Scalars& s, const Codes* codes) const {
-    alignas(64) float masters[kTurn512];
+    alignas(64) float masters[kTurn];
     float* theta = masters;
     if constexpr (is_16_bit<P>) {
-      load_masters(at_, turn, kTurn512, masters);
+      load_masters(at_, turn, kTurn, masters);
     } else {
       theta = at_.param + turn;
     }
 #pragma GCC unroll 2
-    for (int64_t i = 0; i < kTurn512; i += Vec::size)
+    for (int64_t i = 0; i < kTurn; i += Vec::size)
       Rule::move(Vec::load(theta + i), Vec::load(numbers_[0] + turn + i), Vec::load(aux_ + turn + i), s).store(theta + i);
-    if constexpr (is_16_bit<P>) store_masters(at_, turn, kTurn512, masters);
+    if constexpr (is_16_bit<P>) store_masters(at_, turn, kTurn, masters);
     code_states(turn, codes);
   }
 
@@ -225,13 +224,10 @@ void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template 
   const auto s = splat<Rule>(scalars);
   const auto from = [&](int64_t first) { return at.template from<typename Codes::S>(first, Rule::states); };
   Gradients512<Rule> gradients;
-  if (Codes::has_words) gradients.read(at, s);
+  gradients.read(at, s);
   for (int64_t first = 0; first < n; first += kCodes) {
     const Operands<P> here = from(first);
-    const auto read_next = [&] {
-      if (Codes::has_words) gradients.read(from(std::min(first + kCodes, n - kCodes)), s);
-    };
-    if (!Codes::has_words) gradients.read(here, s);
+    const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
     Block512<Rule, P, Codes> block(here, gradients);
     if (block.is_plain()) {
       block.run(s, read_next);

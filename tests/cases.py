@@ -260,9 +260,8 @@ def step_counts(optimizer, params):
     return [int(optimizer.state[p]["step"]) if p in optimizer.state else 0 for p in params]
 
 
-def available_isas(monkeypatch):
-    """The instruction sets of this processor; which they are is the kernel's own answer."""
-    found = []
+def each_isa(monkeypatch):
+    """Has the C++ kernels use the instruction sets of this processor in turn; which they are is their own answer."""
     for isa in ("baseline", "avx2", "avx512"):
         monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
         param = torch.nn.Parameter(torch.zeros(1))
@@ -272,5 +271,4 @@ def available_isas(monkeypatch):
         except RuntimeError as error:
             assert "this processor has no" in str(error)  # noqa: PT017
         else:
-            found.append(isa)
-    return found
+            yield isa

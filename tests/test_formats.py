@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bench import stationarity
-from tests.cases import ROUNDINGS, STATIONARITY, available_isas, extreme_gradients, gradient
-from vsgd_kernels import VSGD, SampleVSGD, backends, rules, state_formats
+from tests.cases import ROUNDINGS, STATIONARITY, each_isa, extreme_gradients, gradient
+from vsgd_kernels import VSGD, SampleVSGD, rules, state_formats
 from vsgd_kernels.noise import CODES, Noise, tensor_key
 
 CODED = ["bf16", "q8"]
@@ -90,8 +90,7 @@ def test_reference_gives_the_same_codes(case, style, generator):
 def test_instruction_sets_give_the_same_bits(case, style, generator, monkeypatch):
     pairs = large_layouts(torch.float32, generator)
     wanted = stepped(case, pairs, style, "cpp", 3)
-    for isa in available_isas(monkeypatch):
-        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+    for _ in each_isa(monkeypatch):
         assert_same(stepped(case, pairs, style, "cpp", 3), wanted)
 
 
@@ -100,8 +99,7 @@ def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, scale, m
     """Whose mean is 0, and whose variance, divided by the scale's square, is anything; 2^-200 is not a float32."""
     grad = extreme_gradients()[:4000].repeat(2)  # those that are finite
     outcomes = []
-    for isa in available_isas(monkeypatch):
-        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+    for _ in each_isa(monkeypatch):
         param = torch.nn.Parameter(torch.ones_like(grad))
         optimizer = SampleVSGD([param], lr=1e-2, ps=1e-29, maximize=True, state_format=style, backend="cpp")
         for param.grad in (grad.clone(), -grad, 0.5 * grad, -0.5 * grad):
@@ -116,8 +114,7 @@ def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, scale, m
 def test_instruction_sets_give_the_same_bits_where_rates_overflow(style, monkeypatch):
     """Where a step makes NaN of numbers none of which was."""
     outcomes = []
-    for isa in available_isas(monkeypatch):
-        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+    for _ in each_isa(monkeypatch):
         param = torch.nn.Parameter(torch.ones(LARGE))
         param.grad = torch.linspace(-1, 1, LARGE)
         optimizer = VSGD([param], lr=1e-2, ps=1e-29, state_format=style, backend="cpp")

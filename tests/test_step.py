@@ -7,14 +7,13 @@ from tests.cases import (
     CASES,
     SIZES,
     assert_stepped,
-    available_isas,
+    each_isa,
     extreme_gradients,
     gradient,
     layouts,
     master_of,
     reference_step,
 )
-from vsgd_kernels import backends
 from vsgd_kernels.batch import DTYPES
 
 
@@ -117,8 +116,7 @@ def test_instruction_sets_give_the_same_bits(case, dtype, monkeypatch, generator
     """Baseline, AVX2 and AVX-512 code, over magnitudes from subnormal to the largest, NaN and Inf included."""
     grads = torch.cat([gradient(torch.empty(5000), generator), extreme_gradients()]).to(dtype)
     outcomes = []
-    for isa in available_isas(monkeypatch):
-        monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
+    for _ in each_isa(monkeypatch):
         param = torch.nn.Parameter(torch.linspace(-3, 3, grads.numel(), dtype=dtype))
         optimizer = case.optimizer([param], **case.settings, backend="cpp")
         for i in range(5):
