@@ -28,10 +28,6 @@ except ImportError:
 CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torch has it
 # Machine code for these, and PTX of the last for what comes after it.
 CUDA_ARCHITECTURES = ("80", "90", "100")
-HEADERS = (
-    *("chunks", "codes512", "formats", "isa", "lanes", "noise", "numbers", "operands", "philox", "rules"),
-    *("run_avx512", "run_cpu", "states", "step_cpu", "step_device", "vec512", "watch"),
-)
 
 
 def find_cuda() -> Path | None:
@@ -66,7 +62,7 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
 extension = CppExtension(
     "vsgd_kernels._C",
     ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/run_avx512.cpp", "csrc/step_device.cpp", "csrc/look.cpp"],
-    depends=[f"csrc/{name}.h" for name in HEADERS],
+    depends=sorted(map(str, Path("csrc").glob("*.h"))),
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
     extra_compile_args={
         "cxx": [
