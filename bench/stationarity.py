@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from vsgd_kernels import VSGD, reference, rules, state_formats
-from vsgd_kernels.noise import CODES, Noise, tensor_key
+from vsgd_kernels.noise import CODES, STATE_NOISE, Noise, tensor_key
 from vsgd_kernels.state_formats import FORMATS
 
 ELEMENTS, STEPS, LAST = 4096, 20_000, 500
@@ -79,20 +79,20 @@ def packed(mean_bits: int, rate_bits: int) -> Store:
 
     def store(states: Sequence[Tensor], t: int) -> Sequence[Tensor]:
         mean, *rates = (state.view(-1, CODES) for state in states)
-        random = [Noise.of(key, t).bits(ELEMENTS, states[0].device, k).view(-1, CODES) for k in range(3)]
+        random = Noise.of(key, t).bits(ELEMENTS, states[0].device, STATE_NOISE).view(-1, CODES)
         largest = 2.0 ** (mean_bits - 1) - 1
         scale = mean.abs().amax(1, keepdim=True)
         y = mean.abs() / scale * largest**2
         code = y.sqrt().floor().clamp(max=largest - 1)
-        code += random[0] * 2.0**-32 * (2 * code + 1) < y - code**2
+        code += random * 2.0**-32 * (2 * code + 1) < y - code**2
         stored = [mean.sign() * (code / largest) ** 2 * scale]
-        for rate, r in zip(rates, random[1:], strict=True):
+        for rate in rates:
             u = rate.contiguous().view(torch.int32).long()
             low, high = u.amin(1, keepdim=True), u.amax(1, keepdim=True)
             k = (torch.frexp((high - low).double()).exponent.long() - rate_bits).clamp(min=5)
             k += ((high - (low >> k << k) + (1 << k) - 1) >> k) >= 2**rate_bits
             base = low >> k << k
-            stored.append((base + (((u - base + (r >> (32 - k))) >> k) << k)).int().view(torch.float32))
+            stored.append((base + (((u - base + (random >> (32 - k))) >> k) << k)).int().view(torch.float32))
         return [state.reshape(-1) for state in stored]
 
     return store

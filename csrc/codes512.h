@@ -7,7 +7,8 @@
 
 namespace vsgd {
 
-static_assert(kTurn * 8 == 512, "the codes of a turn are a vector");
+static_assert(kTurn * 8 == 512 && kTurn == 2 * Vec::size, "a turn's codes of 8 bits are a vector");
+constexpr int kVectors = kTurn / Vec::width;
 
 VSGD_FN __m512i broadcast(uint32_t x) { return _mm512_set1_epi32(int(x)); }
 VSGD_FN __m512i bits_at(const float* numbers) { return _mm512_castps_si512(_mm512_loadu_ps(numbers)); }
@@ -25,6 +26,12 @@ constexpr Steps kSteps;
 VSGD_FN __m512i random_at(int64_t i, uint32_t start) {
   return _mm512_add_epi32(broadcast(start), _mm512_load_si512(kSteps.of + i));
 }
+
+// The codes of a turn, and of means their numbers in units, as the upper halves of floats.
+struct Turn {
+  const void* codes;
+  __m512i units[2];
+};
 
 // Orders of 16-bit words: those of each half of a vector as the upper halves of elements, and the other way round.
 struct Halves {
@@ -56,28 +63,59 @@ class Bf16Codes {
   }
 
   template <bool rate>
-  VSGD_FN Vec numbers(const S* codes) const {
-    const __m512i words = _mm512_loadu_si512(codes);
+  VSGD_FN static Turn open(const S* codes) {
+    return {codes, {}};
+  }
+  // The numbers of half a turn's codes.
+  template <bool rate>
+  VSGD_FN Vec numbers(const Turn& turn, int half) const {
+    const __m512i words = _mm512_loadu_si512(static_cast<const S*>(turn.codes) + half * Vec::size);
     return Vec::all([&](int i) {
       const __m512i order = _mm512_load_si512(kHalves.spread[i]);
       return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, order, words));
     });
   }
 
-  // Codes elements [first, first + kTurn) of a block.
+  // What rounds the codes of a block's elements from i on.
+  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return _mm512_srli_epi32(random_at(i, start), 16); }
+
+  // Codes the numbers of a turn.
   template <bool rate>
-  VSGD_FN void code(const float* numbers, S* codes, int64_t first, uint32_t start) const {
-    for (int64_t i = first; i < first + kTurn; i += 32) {
-      const __m512i low = raised(numbers, i, start), high = raised(numbers, i + 16, start);
-      _mm512_storeu_si512(codes + i, _mm512_permutex2var_epi16(low, _mm512_load_si512(kHalves.joined), high));
+  VSGD_FN void code(const float* numbers, S* codes, const __m512i* rounding) const {
+    for (int i = 0; i < kVectors; i += 2) {
+      const __m512i low = _mm512_add_epi32(bits_at(numbers + i * Vec::width), rounding[i]);
+      const __m512i high = _mm512_add_epi32(bits_at(numbers + (i + 1) * Vec::width), rounding[i + 1]);
+      const __m512i joined = _mm512_permutex2var_epi16(low, _mm512_load_si512(kHalves.joined), high);
+      _mm512_storeu_si512(codes + i * Vec::width, joined);
     }
   }
+};
 
- private:
-  VSGD_FN static __m512i raised(const float* numbers, int64_t i, uint32_t start) {
-    return _mm512_add_epi32(bits_at(numbers + i), _mm512_srli_epi32(random_at(i, start), 16));
+// Of a mean's codes, m as a float: the bytes of its upper half, for m has no more than 8 bits.
+struct Units {
+  alignas(64) uint8_t low[128], high[128];
+  constexpr Units() : low(), high() {
+    for (uint32_t code = 1; code < 128; ++code) {
+      const uint32_t sixteenths = ((16 + code % 16) << code / 16) - 16;
+      uint32_t length = 0;
+      while (sixteenths >> length > 1) ++length;
+      const uint32_t half = (127 - 4 + length) << 7 | ((sixteenths << 7 >> length) & 127);
+      low[code] = uint8_t(half);
+      high[code] = uint8_t(half >> 8);
+    }
   }
 };
+constexpr Units kUnits;
+static_assert(kMeanShift == 19, "sixteen codes an octave");
+
+// The order that takes the uppermost bytes of two vectors' elements.
+struct Uppermost {
+  alignas(64) uint8_t of[64];
+  constexpr Uppermost() : of() {
+    for (uint8_t i = 0; i < 32; ++i) of[i] = uint8_t(4 * i + 3);
+  }
+};
+constexpr Uppermost kUppermost;
 
 class Q8Codes {
  public:
@@ -90,68 +128,83 @@ class Q8Codes {
 
   VSGD_FN Q8Codes() = default;
   VSGD_FN explicit Q8Codes(const Q8& q8)
-      : base_(broadcast(q8.base)), k_(broadcast(q8.k)), rest_(broadcast(32 - q8.k)), unit_(_mm512_set1_ps(q8.unit)),
-        per_unit_(_mm512_set1_ps(q8.per_unit)) {}
+      : base_(broadcast(q8.base)), k_(broadcast(q8.k)), rest_(broadcast(24 - q8.k)),
+        first_(_mm512_set1_epi8(char(q8.base >> q8.k))), unit_(_mm512_set1_ps(q8.unit)),
+        per_unit_(_mm512_set1_ps(2.0f * q8.per_unit)) {}
 
-  // The numbers of Vec::size codes.
   template <bool rate>
-  VSGD_FN Vec numbers(const S* codes) const {
-    return Vec::all([&](int i) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes) + i);
-      return rate ? rate_of(_mm512_cvtepu8_epi32(bytes)) : mean_of(_mm512_cvtepi8_epi32(bytes));
-    });
+  VSGD_FN static Turn open(const S* codes) {
+    Turn turn{codes, {}};
+    if (!rate) {
+      // In an order that unpacking by bytes, and then by words, within lanes, undoes.
+      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      const __m512i code = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
+      const __m512i low = looked_up(code, kUnits.low), high = looked_up(code, kUnits.high);
+      const __m512i with_signs = _mm512_ternarylogic_epi32(high, code, broadcast(0x80808080u), 0xf8);  // high | code & sign
+      turn.units[0] = _mm512_unpacklo_epi8(low, with_signs);
+      turn.units[1] = _mm512_unpackhi_epi8(low, with_signs);
+    }
+    return turn;
+  }
+  // The numbers of half a turn's codes.
+  template <bool rate>
+  VSGD_FN Vec numbers(const Turn& turn, int half) const {
+    if (rate) {
+      const S* codes = static_cast<const S*>(turn.codes) + half * Vec::size;
+      return Vec::all([&](int i) { return rate_of(codes + i * Vec::width); });
+    }
+    const __m512i none = _mm512_setzero_si512(), units = turn.units[half];
+    Vec m;
+    m.part[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, units));
+    m.part[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, units));
+    return Vec::all([&](int i) { return _mm512_mul_ps(m.part[i], unit_); });
   }
 
-  // Codes elements [first, first + kTurn) of a block.
+  // What rounds the codes of a block's elements from i on: 24 bits, for codes are made as the uppermost bytes of elements.
+  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return _mm512_srli_epi32(random_at(i, start), 8); }
+
+  // Codes the numbers of a turn.
   template <bool rate>
-  VSGD_FN void code(const float* numbers, S* codes, int64_t first, uint32_t start) const {
-    __m512i bits[4], code[4];
-    for (int j = 0; j < 4; ++j) {
-      const int64_t i = first + j * Vec::width;
-      bits[j] = bits_at(numbers + i);
-      code[j] = rate ? rate_code(bits[j], random_at(i, start)) : mean_code(bits[j], random_at(i, start));
+  VSGD_FN void code(const float* numbers, S* codes, const __m512i* rounding) const {
+    __m512i bits[kVectors], raised[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      bits[i] = bits_at(numbers + i * Vec::width);
+      raised[i] = _mm512_add_epi32(rate ? rate_at_top(bits[i]) : mean_at_top(bits[i]), rounding[i]);
     }
-    __m512i bytes = packed<!rate>(code);
-    if (!rate) {
-      const __mmask64 negative = _mm512_movepi8_mask(packed<true>(bits));
+    __m512i bytes = uppermost(raised);
+    if (rate) {
+      bytes = _mm512_sub_epi8(bytes, first_);
+    } else {
+      const __mmask64 negative = _mm512_movepi8_mask(uppermost(bits));
       bytes = _mm512_mask_sub_epi8(bytes, negative, _mm512_setzero_si512(), bytes);
     }
-    _mm512_storeu_si512(codes + first, in_order(bytes));
+    _mm512_storeu_si512(codes, bytes);
   }
 
  private:
-  VSGD_FN __m512 rate_of(__m512i code) const {
+  VSGD_FN __m512 rate_of(const S* codes) const {
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
     return _mm512_castsi512_ps(_mm512_add_epi32(base_, _mm512_sllv_epi32(code, k_)));
   }
-  VSGD_FN __m512 mean_of(__m512i code) const {
-    const __m512i y = _mm512_add_epi32(broadcast(kOne), _mm512_slli_epi32(_mm512_abs_epi32(code), kMeanShift));
-    const __m512 m = _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(y), _mm512_set1_ps(1.0f)), unit_);
-    const __m512i sign = broadcast(0x80000000u);
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(m), code, sign, 0xf8));  // m | code & sign
+  // A table's bytes for codes without their signs.
+  VSGD_FN static __m512i looked_up(__m512i code, const uint8_t* table) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), _mm512_abs_epi8(code), _mm512_load_si512(table + 64));
   }
-  VSGD_FN __m512i rate_code(__m512i bits, __m512i random) const {
-    return _mm512_srlv_epi32(_mm512_add_epi32(_mm512_sub_epi32(bits, base_), _mm512_srlv_epi32(random, rest_)), k_);
+  // Codes with 24 bits of what is to be rounded, the rates' beyond that of the base.
+  VSGD_FN __m512i rate_at_top(__m512i bits) const { return _mm512_sllv_epi32(bits, rest_); }
+  VSGD_FN __m512i mean_at_top(__m512i bits) const {
+    // 2 + 2 m has the fraction of 1 + m, and of its exponent nothing is left to be subtracted.
+    const __m512 m = _mm512_mul_ps(_mm512_castsi512_ps(magnitude(bits)), per_unit_);
+    return _mm512_slli_epi32(_mm512_castps_si512(_mm512_add_ps(m, _mm512_set1_ps(2.0f))), 24 - kMeanShift);
   }
-  VSGD_FN __m512i mean_code(__m512i bits, __m512i random) const {
-    const __m512 units = _mm512_mul_ps(_mm512_castsi512_ps(magnitude(bits)), per_unit_);
-    const __m512i y = _mm512_castps_si512(_mm512_add_ps(units, _mm512_set1_ps(1.0f)));
-    const __m512i part = _mm512_srli_epi32(random, 32 - kMeanShift);
-    return _mm512_srli_epi32(_mm512_add_epi32(_mm512_sub_epi32(y, broadcast(kOne)), part), kMeanShift);
-  }
-
-  // Packs four vectors of codes, of which `kSigned` says how the bytes are read; what a byte cannot hold becomes the
-  // nearest that it can. The bytes come in groups of four that `in_order` brings into order.
-  template <bool kSigned>
-  VSGD_FN static __m512i packed(const __m512i* x) {
-    const __m512i low = _mm512_packs_epi32(x[0], x[1]), high = _mm512_packs_epi32(x[2], x[3]);
-    return kSigned ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
-  }
-  VSGD_FN static __m512i in_order(__m512i bytes) {
-    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+  VSGD_FN static __m512i uppermost(const __m512i* x) {
+    const __m512i order = _mm512_load_si512(kUppermost.of);
+    const __m512i low = _mm512_permutex2var_epi8(x[0], order, x[1]), high = _mm512_permutex2var_epi8(x[2], order, x[3]);
+    return _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1);
   }
 
-  __m512i base_, k_, rest_;
-  __m512 unit_, per_unit_;
+  __m512i base_, k_, rest_, first_;  // rest_: how far the codes are from the top; first_: what is there of the base
+  __m512 unit_, per_unit_;           // per_unit_ is doubled
 };
 
 // The range of a state's numbers.
@@ -167,12 +220,13 @@ class Range512 {
   }
   template <bool rate>
   VSGD_FN Range range() const {
-    const uint32_t high = _mm512_reduce_max_epu32(_mm512_max_epu32(high_[0], high_[1]));
-    if (!rate) return {high, 0, 0};
-    return {high, kDeepest - _mm512_reduce_min_epu32(_mm512_min_epu32(low_[0], low_[1])), 0};
+    return {_mm512_reduce_max_epu32(high()), rate ? kDeepest - _mm512_reduce_min_epu32(low()) : 0, 0};
   }
 
  private:
+  VSGD_FN __m512i high() const { return _mm512_max_epu32(high_[0], high_[1]); }
+  VSGD_FN __m512i low() const { return _mm512_min_epu32(low_[0], low_[1]); }
+
   __m512i high_[Vec::parts], low_[Vec::parts];  // of their bits
 };
 

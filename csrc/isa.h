@@ -15,10 +15,10 @@
 #define VSGD_X86 0
 #endif
 
-// Compiles all functions from there on for AVX-512.
+// Compiles all functions from there on for AVX-512 with byte permutations.
 #define VSGD_PRAGMA_OF(text) _Pragma(#text)
 #define VSGD_PRAGMA(text) VSGD_PRAGMA_OF(text)
-#define VSGD_AVX512_FROM_HERE VSGD_PRAGMA(GCC target(VSGD_AVX512_FEATURES))
+#define VSGD_AVX512VBMI_FROM_HERE VSGD_PRAGMA(GCC target(VSGD_AVX512_FEATURES ",avx512vbmi"))
 
 // Whether run_avx512.cpp is compiled, which needs GCC's way to name the instruction set of a file.
 #if VSGD_X86 && !defined(__clang__)

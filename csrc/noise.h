@@ -1,7 +1,8 @@
 // Random bits for stochastic rounding, the same on every backend whatever block, thread or order an element is stepped
-// in: each kCodes elements of a tensor share a hash of (seed, parameter, step, their number, state), from which their bits
-// go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours are
-// evenly spread, so that their roundings cancel rather than add up. (noise.py is the same in torch.)
+// in: each kCodes elements of a tensor share a hash of (seed, parameter, step, their number), from which their bits go on in
+// steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours are evenly
+// spread, so that their roundings cancel rather than add up. An element's states are rounded by the same bits.
+// (noise.py is the same in torch.)
 #pragma once
 
 #include "numbers.h"
@@ -9,8 +10,9 @@
 namespace vsgd {
 
 constexpr int kCodes = 128;  // elements that share a hash, and in q8 the words of their codes
-constexpr uint32_t kGolden = 0x9e3779b9u;
-constexpr int kMasterNoise = 3;  // what parameters are rounded by, beside the states' 0, 1 and 2
+constexpr uint32_t kGolden = 0x9e377900u;  // to 24 bits, the most that rounding takes: a block's lowest byte stays
+// What is rounded by bits of its own.
+constexpr int kStateNoise = 0, kMasterNoise = 1;
 
 // A bijection of 32 bits in which each bit of the input moves every bit of the result (two multiplications; the
 // constants are those of Wellons' "lowbias32").
@@ -32,10 +34,9 @@ struct Noise {
     return noise;
   }
 
-  // The bits of the first element of a block of kCodes, for state k; element i has i kGolden more. The uppermost count
-  // most.
-  VSGD_FN uint32_t start(int64_t block, int k) const {
-    const uint64_t number = uint64_t(block) * 4u + uint64_t(k);
+  // The bits of the first element of a block of kCodes; element i has i kGolden more. The uppermost count most.
+  VSGD_FN uint32_t start(int64_t block, int stream) const {
+    const uint64_t number = uint64_t(block) * 2u + uint64_t(stream);
     uint32_t x = uint32_t(number) + uint32_t(number >> 32) * kGolden + a;
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;

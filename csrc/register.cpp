@@ -2,8 +2,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "step_cpu.h"
 #include "step_device.h"
@@ -21,11 +24,13 @@ const vsgd::Row* rows_of(const Tensor& rows) {
 const float* scalar_of(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
 vsgd::Isa isa_of(const std::string& name) {
-  if (name == "auto") return vsgd::Isa::automatic;
-  if (name == "baseline") return vsgd::Isa::baseline;
-  vsgd::Isa isa = name == "avx2" ? vsgd::Isa::avx2 : vsgd::Isa::avx512;
-  STD_TORCH_CHECK(isa <= vsgd::detect_isa(), "isa: this processor has no ", name);
-  return isa;
+  using vsgd::Isa;
+  const std::pair<const char*, Isa> names[] = {{"auto", Isa::automatic}, {"baseline", Isa::baseline}, {"avx2", Isa::avx2},
+                                               {"avx512", Isa::avx512}, {"avx512vbmi", Isa::avx512vbmi}};
+  const auto* found = std::find_if(std::begin(names), std::end(names), [&](const auto& each) { return each.first == name; });
+  STD_TORCH_CHECK(found != std::end(names), "isa: unknown ", name);
+  STD_TORCH_CHECK(found->second <= vsgd::detect_isa(), "isa: this processor has no ", name);
+  return found->second;
 }
 
 void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& hyper, std::string rule,

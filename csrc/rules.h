@@ -1,9 +1,9 @@
 // The update rules, one element at a time, in the paper's order and in reference.py's names.
 // Each rule is a type: its name, its states (a mean first) and which of them are rates, whether it draws random numbers or
 // takes a variance of samples, its hyperparameters (columns of a row of the hyper table), the scalars of one step (double
-// arithmetic, rounded once), and the update in two functions, so that the CPU can code the states while its divider is busy
-// with the parameters: `infer`, the new states from a gradient, returns what `move`, the parameter step, takes beside the
-// new mean. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
+// arithmetic, rounded once), and the update in three functions, so that the CPU's divider can work for some elements while
+// others are inferred: `gain`, of a mean; `infer`, the new states from a gradient, which returns what `move`, the parameter
+// step, takes beside the new mean. Gradients come multiplied by `sign`. Rates are doubled, as the authors store them.
 #pragma once
 
 #include <cmath>
@@ -43,7 +43,7 @@ VSGD_FN A variational_move(A theta, A mug, A sigma2, const S& s) {
   return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
 }
 
-// What `infer` takes beside an element's gradient and states, where its rule says so.
+// What `infer` takes beside an element's gradient, gain and states, where its rule says so.
 template <class A>
 struct Given {
   uint32_t word;  // where Rule::draws: random bits
@@ -77,9 +77,14 @@ struct VsgdOf {
   }
 
   template <class A>
-  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>& given) {
+  VSGD_FN static A gain(const A* state, const Scalars<A>&) {
+    A bg = state[1], bhg = state[2];
+    return bg / (bg + bhg);
+  }
+
+  template <class A>
+  VSGD_FN static A infer(A ghat, A w, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &mug = state[0], &bg = state[1], &bhg = state[2];
-    A w = bg / (bg + bhg);                                                              // gain
     A sigma2 = at_least(bhg * w * s.inv_a, Bounds<A>::tiny);                            // 16
     A d = ghat - mug;
     A dg = w * d;                                                                       // mug' - mug
@@ -134,11 +139,14 @@ struct ConstantVsgd {
   }
 
   template <class A>
-  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>&) {
+  VSGD_FN static A gain(const A*, const Scalars<A>& s) { return s.w; }
+
+  template <class A>
+  VSGD_FN static A infer(A ghat, A w, A* state, const Scalars<A>& s, const Given<A>&) {
     A &mug = state[0], &b = state[1];
-    A sigma2 = at_least(b * s.w * s.inv_a, Bounds<A>::tiny);                            // 35
+    A sigma2 = at_least(b * w * s.inv_a, Bounds<A>::tiny);                              // 35
     A d = ghat - mug;
-    A dg = s.w * d;                                                                     // mug' - mug
+    A dg = w * d;                                                                       // mug' - mug
     A dghat = d - dg;                                                                   // ghat - mug'
     mug = mug + dg;                                                                     // 34
     // 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
@@ -183,10 +191,13 @@ struct StochGradAdam {
   }
 
   template <class A>
-  VSGD_FN static A infer(A ghat, A* state, const Scalars<A>& s, const Given<A>& given) {
+  VSGD_FN static A gain(const A*, const Scalars<A>& s) { return s.gain1; }
+
+  template <class A>
+  VSGD_FN static A infer(A ghat, A gain1, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &m = state[0], &v = state[1];
     A phi = (A(int32_t(given.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
-    m = s.beta1 * m + s.gain1 * phi;
+    m = s.beta1 * m + gain1 * phi;
     v = at_least(s.beta2 * v + s.gain2 * (phi * phi), Bounds<A>::tiny);
     return v;
   }

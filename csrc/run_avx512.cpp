@@ -1,6 +1,7 @@
 // Blocks of coded states in AVX-512, by hand: of run_cpu.h's loops gcc makes two instructions where one shifts by a count,
-// and twice as many to pack codes. The rules are rules.h's, on vectors. Blocks that are not plain, which are rare, are left to
-// the loops: those with NaN, or with gradients that have to be bounded.
+// and twice as many to pack codes. The rules are rules.h's, on vectors, a few elements behind each other: gains are divided
+// ahead of what infers with them, and parameters moved after that. Blocks that are not plain, which are rare, are left to the
+// loops: those with NaN, or with gradients that have to be bounded.
 #include "isa.h"
 
 #if VSGD_BY_HAND_AVX512
@@ -14,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-VSGD_AVX512_FROM_HERE  // and not before, for the headers above have functions that others share
+VSGD_AVX512VBMI_FROM_HERE  // and not before, for the headers above have functions that others share
 
 #include "codes512.h"
 #include "run_avx512.h"
@@ -41,30 +42,57 @@ VSGD_FN Vec load_vec(const P* p) {
 // The gradients of a block, and of samples their variances, multiplied by `sign` and by its square.
 template <class Rule>
 struct Gradients512 {
-  alignas(64) float ghat[kCodes], variance[Rule::samples ? kCodes : 1];
+  static constexpr int64_t variances = Rule::samples ? kCodes : 0;
+  alignas(64) float ghat[kCodes], variance[variances + 1];
   bool plain;  // whether none need be bounded
 
   template <class P, class S>
   VSGD_FN void read(const Operands<P>& at, const S& s) {
-    // Half the bound is 2 in this unit: from there on, and of Inf and NaN, the second bit is set.
-    const Vec per_unit(4.0f / Bounds<float>::big), factor = s.sign * per_unit;
+    for (int64_t i = 0; i < kCodes; i += Vec::size) (load_vec(at.grad + i) * s.sign).store(ghat + i);
+    for (int64_t i = 0; i < variances; i += Vec::size)
+      (Vec::load(at.variance + i) * s.sign * s.sign).store(variance + i);
+    // Most are small, which is soon seen.
+    plain = all_below_two(1.0f, 1.0f) || all_below_two(kUnit, kUnit * kUnit);
+  }
+
+ private:
+  static constexpr float kUnit = 4.0f / Bounds<float>::big;  // in which half the bound is 2
+
+  // Of numbers from 2 on, and of Inf and NaN, the second bit is set.
+  VSGD_FN bool all_below_two(float per_gradient, float per_variance) const {
     __m512i seen = _mm512_setzero_si512();
     const auto look_at = [&](const Vec& x) {
       for (int i = 0; i < Vec::parts; ++i) seen = _mm512_or_si512(seen, x.bits(i));
     };
-    for (int64_t i = 0; i < kCodes; i += Vec::size) {
-      const Vec grad = load_vec(at.grad + i);
-      look_at(grad * factor);
-      (grad * s.sign).store(ghat + i);
-      if constexpr (Rule::samples) {
-        const Vec scaled = Vec::load(at.variance + i) * s.sign * s.sign;
-        look_at(scaled * (per_unit * per_unit));
-        scaled.store(variance + i);
-      }
-    }
-    plain = !_mm512_test_epi32_mask(seen, broadcast(0x40000000u));
+    for (int64_t i = 0; i < kCodes; i += Vec::size) look_at(Vec::load(ghat + i) * per_gradient);
+    for (int64_t i = 0; i < variances; i += Vec::size) look_at(Vec::load(variance + i) * per_variance);
+    return !_mm512_test_epi32_mask(seen, broadcast(0x40000000u));
   }
 };
+
+// What rounds the codes of a turn.
+template <class Codes>
+struct Rounding {
+  __m512i of[kVectors];
+  VSGD_FN Rounding(int64_t turn, uint32_t start) {
+    for (int i = 0; i < kVectors; ++i) of[i] = Codes::rounding(turn + i * Vec::width, start);
+  }
+};
+
+template <class Rule>
+struct Numbers512 {
+  alignas(64) float of[Rule::states][kCodes];  // of each state of a block
+};
+
+// Codes a block's states in which, of what was plain, NaN has come to be.
+template <class Rule, class P, int k = 0>
+__attribute__((noinline)) void code_with_nan(Operands<P> at, const Numbers512<Rule>& numbers) {
+  constexpr bool rate = Rule::is_rate(k);
+  auto* codes = static_cast<uint8_t*>(at.state[k]);
+  const Q8 coding = find_word<rate>(numbers.of[k], kCodes, codes, at.words + k);
+  encode<rate>(numbers.of[k], codes, kCodes, coding, at.noise.start(at.block, kStateNoise));
+  if constexpr (k + 1 < Rule::states) code_with_nan<Rule, P, k + 1>(at, numbers);
+}
 
 // One plain block. Its states are gone through one after the other; which of them is a rate is known when this is compiled.
 template <class Rule, class P, class Codes>
@@ -72,7 +100,8 @@ class Block512 {
  public:
   using Scalars = typename Rule::template Scalars<Vec>;
 
-  VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients) : at_(at), gradients_(gradients) {}
+  VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients)
+      : at_(at), gradients_(gradients), start_(at.noise.start(at.block, kStateNoise)) {}
 
   // Whether `run` may be called.
   template <int k = 0>
@@ -90,21 +119,22 @@ class Block512 {
     Codes codes[Rule::states];
     Range512 ranges[Rule::states];
     read_words(codes);
-#pragma GCC unroll 2
-    for (int64_t turn = 0; turn < kCodes; turn += kTurn) {
-      infer(turn, s, codes, ranges);
-      if (!Codes::has_words) finish(turn, s, codes);
-    }
+    infer(s, codes, ranges);
     meanwhile();
-    if (Codes::has_words) {
-      find_words(ranges, codes);
+    if (!find_words(ranges, codes)) return code_by_loops();
 #pragma GCC unroll 2
-      for (int64_t turn = 0; turn < kCodes; turn += kTurn) finish(turn, s, codes);
-      code_marked();
-    }
+    for (int64_t turn = Codes::has_words ? 0 : kCodes - kTurn; turn < kCodes; turn += kTurn) code(turn, codes);
   }
 
  private:
+  // Elements that are not inferred yet, and such that are not moved yet.
+  struct Loaded {
+    Vec state[Rule::states], gain;
+  };
+  struct Inferred {
+    Vec mean, aux;
+  };
+
   VSGD_FN typename Codes::S* stored(int k) const { return static_cast<typename Codes::S*>(at_.state[k]); }
 
   template <int k = 0>
@@ -115,90 +145,113 @@ class Block512 {
     }
   }
 
+  // False where there are NaN.
   template <int k = 0>
-  VSGD_FN void find_words(const Range512* ranges, Codes* codes) {
+  VSGD_FN bool find_words(const Range512* ranges, Codes* codes) const {
     if constexpr (Codes::has_words && k < Rule::states) {
       constexpr bool rate = Rule::is_rate(k);
-      Range range = ranges[k].template range<rate>();
-      if (range.high > kInfinity) range = range_of(numbers_[k], kCodes);
+      const Range range = ranges[k].template range<rate>();
+      if (range.high > kInfinity || !find_words<k + 1>(ranges, codes)) return false;
       at_.words[k] = q8_word<rate>(range);
       codes[k] = Codes(Q8::of<rate>(at_.words[k]));
-      find_words<k + 1>(ranges, codes);
     }
+    return true;
   }
 
+  // The numbers of Vec::size elements from i on.
   template <int k = 0>
-  VSGD_FN void load_states(const Codes* codes, int64_t i, Vec* state) const {
+  VSGD_FN void load_states(const Codes* codes, int64_t i, Turn* turns, Vec* state) const {
     if constexpr (k < Rule::states) {
-      state[k] = codes[k].template numbers<Rule::is_rate(k)>(stored(k) + i);
-      load_states<k + 1>(codes, i, state);
+      constexpr bool rate = Rule::is_rate(k);
+      if (i % kTurn == 0) turns[k] = Codes::template open<rate>(stored(k) + i);
+      state[k] = codes[k].template numbers<rate>(turns[k], i % kTurn != 0);
+      load_states<k + 1>(codes, i, turns, state);
     }
   }
 
   template <int k = 0>
   VSGD_FN void store_states(int64_t i, const Vec* state, Range512* ranges) {
     if constexpr (k < Rule::states) {
-      state[k].store(numbers_[k] + i);
+      state[k].store(numbers_.of[k] + i);
       if (Codes::has_words) ranges[k].template include<Rule::is_rate(k)>(i == 0, state[k]);
       store_states<k + 1>(i, state, ranges);
     }
   }
 
-  VSGD_FN void infer(int64_t turn, const Scalars& s, const Codes* codes, Range512* ranges) {
+  VSGD_FN void prefetch(int64_t turn) const {
     prefetch_turn(at_.param + turn);
     prefetch_turn(at_.grad + turn);
     for (int k = 0; k < Rule::states; ++k) prefetch_turn(stored(k) + turn);
-#pragma GCC unroll 2
-    for (int64_t i = turn; i < turn + kTurn; i += Vec::size) {
-      Vec state[Rule::states];
-      load_states(codes, i, state);
+  }
+
+  VSGD_FN Loaded load_ahead(const Scalars& s, const Codes* codes, int64_t i, Turn* turns) const {
+    Loaded loaded;
+    load_states(codes, i, turns, loaded.state);
+    loaded.gain = Rule::gain(loaded.state, s);
+    // Here, for gcc would divide where the gain is used.
+    for (__m512& part : loaded.gain.part) asm volatile("" : "+v"(part));
+    return loaded;
+  }
+
+  // Infers, moves, and codes all but the last turn, where there are no words to find.
+  VSGD_FN void infer(const Scalars& s, const Codes* codes, Range512* ranges) {
+    Turn turns[Rule::states];
+    Loaded next = load_ahead(s, codes, 0, turns);
+    Inferred last;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kCodes; i += Vec::size) {
+      if (i % kTurn == 0) prefetch(i);
+      Loaded own = next;
+      if (i + Vec::size < kCodes) next = load_ahead(s, codes, i + Vec::size, turns);
       Given<Vec> given;
       if constexpr (Rule::samples) given.variance = Vec::load(gradients_.variance + i);
-      Rule::infer(Vec::load(gradients_.ghat + i), state, s, given).store(aux_ + i);
-      store_states(i, state, ranges);
+      const Vec aux = Rule::infer(Vec::load(gradients_.ghat + i), own.gain, own.state, s, given);
+      store_states(i, own.state, ranges);
+      if (i > 0) move(i - Vec::size, last, s);
+      last = {own.state[0], aux};
+      if (!Codes::has_words && i > 0 && i % kTurn == 0) code(i - kTurn, codes);
     }
+    move(kCodes - Vec::size, last, s);
   }
 
-  // Codes the states of a turn, and moves its parameters.
-  VSGD_FN void finish(int64_t turn, const Scalars& s, const Codes* codes) const {
-    alignas(64) float masters[kTurn];
+  VSGD_FN void move(int64_t i, const Inferred& inferred, const Scalars& s) const {
+    alignas(64) float masters[Vec::size];
     float* theta = masters;
     if constexpr (is_16_bit<P>) {
-      load_masters(at_, turn, kTurn, masters);
+      load_masters(at_, i, Vec::size, masters);
     } else {
-      theta = at_.param + turn;
+      theta = at_.param + i;
     }
-#pragma GCC unroll 2
-    for (int64_t i = 0; i < kTurn; i += Vec::size)
-      Rule::move(Vec::load(theta + i), Vec::load(numbers_[0] + turn + i), Vec::load(aux_ + turn + i), s).store(theta + i);
-    if constexpr (is_16_bit<P>) store_masters(at_, turn, kTurn, masters);
-    code_states(turn, codes);
+    Rule::move(Vec::load(theta), inferred.mean, inferred.aux, s).store(theta);
+    if constexpr (is_16_bit<P>) store_masters(at_, i, Vec::size, masters);
+  }
+
+  // Codes the states of a turn.
+  VSGD_FN void code(int64_t turn, const Codes* codes) const {
+    const Rounding<Codes> rounding(turn, start_);
+    code_states(turn, codes, rounding.of);
   }
 
   template <int k = 0>
-  VSGD_FN void code_states(int64_t turn, const Codes* codes) const {
+  VSGD_FN void code_states(int64_t turn, const Codes* codes, const __m512i* rounding) const {
     if constexpr (k < Rule::states) {
-      codes[k].template code<Rule::is_rate(k)>(numbers_[k], stored(k), turn, at_.noise.start(at_.block, k));
-      code_states<k + 1>(turn, codes);
+      codes[k].template code<Rule::is_rate(k)>(numbers_.of[k] + turn, stored(k) + turn, rounding);
+      code_states<k + 1>(turn, codes, rounding);
     }
   }
 
-  // Codes states once more in which, of what was plain, NaN has come to be.
-  template <int k = 0>
-  VSGD_FN void code_marked() const {
-    if constexpr (Codes::has_words && k < Rule::states) {
-      constexpr bool rate = Rule::is_rate(k);
-      const uint32_t word = at_.words[k];
-      if (word & kHasNan)
-        encode<rate>(numbers_[k], stored(k), kCodes, Q8::of<rate>(word), at_.noise.start(at_.block, k));
-      code_marked<k + 1>();
-    }
+  // Of a copy: what others have the address of is kept in memory throughout, and numbers_ is not.
+  VSGD_FN void code_by_loops() const {
+    Numbers512<Rule> numbers;
+    for (int k = 0; k < Rule::states; ++k)
+      for (int64_t i = 0; i < kCodes; i += Vec::size) Vec::load(numbers_.of[k] + i).store(numbers.of[k] + i);
+    code_with_nan<Rule>(at_, numbers);
   }
 
   const Operands<P>& at_;
   const Gradients512<Rule>& gradients_;
-  alignas(64) float numbers_[Rule::states][kCodes];
-  alignas(64) float aux_[kCodes];  // what Rule::infer returned
+  const uint32_t start_;  // the random bits of the first element
+  Numbers512<Rule> numbers_;
 };
 
 // Scalars for vectors: all their members are of the arithmetic type.

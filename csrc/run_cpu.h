@@ -41,7 +41,7 @@ VSGD_FN void update_all(A* masters, const P* grad, A* const* states, const Given
     A ghat = bounded(load(grad + i) * s.sign);
     A state[Rule::states];
     for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
-    const A aux = Rule::infer(ghat, state, s, given.of(i, s.sign));
+    const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given.of(i, s.sign));
     for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
     masters[i] = Rule::move(masters[i], state[0], aux, s);
   }
@@ -141,7 +141,8 @@ class Block {
  public:
   using Scalars = typename Rule::template Scalars<float>;
 
-  VSGD_FN Block(const Operands<P>& at, int64_t n) : at_(at), n_(n) {}
+  VSGD_FN Block(const Operands<P>& at, int64_t n)
+      : at_(at), n_(n), random_(at.noise.start(at.block, kStateNoise)) {}
 
   VSGD_FN void infer(const Scalars& s) {
     const GivenRun<Rule, float> given(at_);
@@ -152,7 +153,8 @@ class Block {
       for (int64_t i = turn; i < turn + count(turn); ++i) {
         float state[Rule::states];
         for (int k = 0; k < Rule::states; ++k) state[k] = numbers_[k][i];
-        aux_[i] = Rule::infer(bounded(load(at_.grad + i) * s.sign), state, s, given.of(i, s.sign));
+        const float ghat = bounded(load(at_.grad + i) * s.sign);
+        aux_[i] = Rule::infer(ghat, Rule::gain(state, s), state, s, given.of(i, s.sign));
         for (int k = 0; k < Rule::states; ++k) numbers_[k][i] = state[k];
       }
     }
@@ -196,7 +198,6 @@ class Block {
   VSGD_FN void prepare() {
     if constexpr (k < Rule::states) {
       coding_[k] = find_word<Rule::is_rate(k)>(numbers_[k], size(), codes(k), at_.words + k);
-      random_[k] = at_.noise.start(at_.block, k);
       prepare<k + 1>();
     }
   }
@@ -204,7 +205,7 @@ class Block {
   template <int k = 0>
   VSGD_FN void encode_states(int64_t turn, int64_t n) {
     if constexpr (k < Rule::states) {
-      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random_[k] + uint32_t(turn) * kGolden);
+      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random_ + uint32_t(turn) * kGolden);
       encode_states<k + 1>(turn, n);
     }
   }
@@ -212,7 +213,7 @@ class Block {
   const Operands<P> at_;
   const int64_t n_;
   Q8 coding_[Rule::states];
-  uint32_t random_[Rule::states];
+  const uint32_t random_;  // the bits of the first element
   alignas(64) float numbers_[Rule::states][kCodes];
   alignas(64) float aux_[kCodes];  // what Rule::infer returned
 };

@@ -15,7 +15,7 @@ Isa detect_isa() {
 #if VSGD_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return VSGD_BY_HAND_AVX512 && __builtin_cpu_supports("avx512vbmi") ? Isa::avx512vbmi : Isa::avx512;
   if (__builtin_cpu_supports("avx2")) return Isa::avx2;
 #endif
   return Isa::baseline;
@@ -31,19 +31,21 @@ struct Run {
   static void baseline(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
-  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) {
+  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
+  static void avx512vbmi(Operands<P> at, int64_t n, const Scalars& s) {
     if constexpr (VSGD_BY_HAND_AVX512 && format != Format::fp32 && !Rule::draws) {
       const int64_t whole = n / kCodes * kCodes;
       run_avx512<Rule, P, format>(at, whole, s);
       at = at.template from<typename StoredState<format, A>::type>(whole, Rule::states);
       n -= whole;
     }
-    run<Rule, P, format>(at, n, s);
+    avx512(at, n, s);
   }
 #endif
 
   static Function of(Isa isa) {
 #if VSGD_X86
+    if (isa == Isa::avx512vbmi) return avx512vbmi;
     if (isa == Isa::avx512) return avx512;
     if (isa == Isa::avx2) return avx2;
 #endif

@@ -8,7 +8,8 @@
 
 namespace vsgd {
 
-enum class Isa { automatic, baseline, avx2, avx512 };
+// avx512vbmi: AVX-512 with byte permutations, for which coded states are stepped by hand.
+enum class Isa { automatic, baseline, avx2, avx512, avx512vbmi };
 
 // The best instruction set of this processor.
 Isa detect_isa();

@@ -90,7 +90,7 @@ struct Tile {
     if constexpr (format == Format::fp32) {
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = state[j];
     } else {
-      const uint32_t start = noise.start(first / kCodes, k);
+      const uint32_t start = noise.start(first / kCodes, kStateNoise);
       uint32_t random[kEach];
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
       if constexpr (format == Format::bf16) {
@@ -178,7 +178,7 @@ struct Tile {
         given.word = path == Path::aligned ? four.word[j] : four.word[at.element(j) % 4];
       }
       if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
-      const A aux = Rule::infer(ghat, state, s, given);
+      const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];
         if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));

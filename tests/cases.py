@@ -262,7 +262,7 @@ def step_counts(optimizer, params):
 
 def each_isa(monkeypatch):
     """Has the C++ kernels use the instruction sets of this processor in turn; which they are is their own answer."""
-    for isa in ("baseline", "avx2", "avx512"):
+    for isa in ("baseline", "avx2", "avx512", "avx512vbmi"):
         monkeypatch.setattr(backends.BACKENDS["cpp"], "isa", isa)
         param = torch.nn.Parameter(torch.zeros(1))
         param.grad = torch.ones(1)

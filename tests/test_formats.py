@@ -9,7 +9,7 @@ import torch
 from bench import stationarity
 from tests.cases import ROUNDINGS, STATIONARITY, each_isa, extreme_gradients, gradient
 from vsgd_kernels import VSGD, SampleVSGD, rules, state_formats
-from vsgd_kernels.noise import CODES, Noise, tensor_key
+from vsgd_kernels.noise import CODES, MASTER_NOISE, STATE_NOISE, Noise, tensor_key
 
 CODED = ["bf16", "q8"]
 LARGE = state_formats.SMALLEST
@@ -217,29 +217,30 @@ def test_rounding_is_unbiased(style, magnitude):
             assert error.mean().abs() <= allowed, (name, around)
 
 
-def random_bits(step, k, blocks=2000):
+def random_bits(step, stream, blocks=2000):
     """As numbers from 0 to 1."""
-    bits = Noise.of(tensor_key(11, 2), step).bits(blocks * CODES, torch.device("cpu"), k)
+    bits = Noise.of(tensor_key(11, 2), step).bits(blocks * CODES, torch.device("cpu"), stream)
     return bits.double() / 2**32
 
 
 def test_random_bits_are_uniform_and_independent():
-    """Of states, of steps, and of the same place in two blocks; as far as that many blocks can tell."""
-    own = [random_bits(9, k) for k in range(4)]
-    columns = torch.stack([*own, random_bits(10, 0), own[0].roll(CODES), own[0].roll(-3 * CODES)])
+    """Of states and masters, of steps, and of the same place in two blocks; as far as that many blocks can tell."""
+    own = random_bits(9, STATE_NOISE)
+    others = [random_bits(9, MASTER_NOISE), random_bits(10, STATE_NOISE), own.roll(CODES), own.roll(-3 * CODES)]
+    columns = torch.stack([own, *others])
     blocks = columns.shape[1] / CODES
     assert (columns.mean(1) - 0.5).abs().max() < ROUNDINGS * math.sqrt(1 / 12 / blocks)
     correlation = torch.corrcoef(columns) - torch.eye(len(columns), dtype=torch.float64)
     assert correlation.abs().max() < ROUNDINGS / math.sqrt(blocks)
     for place in (0, 1, CODES - 1):
-        counts = torch.histc(own[0][place::CODES], 64, 0, 1)
+        counts = torch.histc(own[place::CODES], 64, 0, 1)
         wanted = blocks / 64
         assert ((counts - wanted) ** 2 / wanted).sum() < 63 + ROUNDINGS * math.sqrt(2 * 63)
 
 
 def test_random_bits_of_a_block_are_evenly_spread():
     """No gap is wider than the golden section leaves: the next Fibonacci number below 128 is 89."""
-    ordered = random_bits(9, 1).view(-1, CODES).sort(1).values
+    ordered = random_bits(9, STATE_NOISE).view(-1, CODES).sort(1).values
     gaps = torch.cat([ordered.diff(), ordered[:, :1] + 1 - ordered[:, -1:]], 1)
     assert gaps.max() < 1.9 / 89
 

@@ -1,9 +1,9 @@
 """Random bits for stochastic rounding, in plain torch (``csrc/noise.h`` is the same in C++).
 
 The same on every backend, whatever block, thread or order an element is stepped in, and the same again in a run that
-is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number, state), from which
-their bits go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of
-neighbours are evenly spread, so that their roundings cancel rather than add up.
+is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number), from which their
+bits go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours
+are evenly spread, so that their roundings cancel rather than add up. An element's states are rounded by the same bits.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-_GOLDEN = 0x9E3779B9
+#: To 24 bits, the most that rounding takes: a block's lowest byte stays.
+GOLDEN = 0x9E377900
 #: Elements that share a hash, and in q8 the words of their codes.
 CODES = 128
-#: What parameters are rounded by, beside the states' 0, 1 and 2.
-MASTER_NOISE = 3
+#: What is rounded by bits of its own.
+STATE_NOISE, MASTER_NOISE = 0, 1
 
 
 def tensor_key(seed: int, index: int) -> int:
@@ -48,12 +49,12 @@ class Noise(NamedTuple):
         a = _mix((key ^ t) & _MASK32)
         return cls(a, _mix(((key >> 32) + a) & _MASK32))
 
-    def bits(self, numel: int, device: torch.device, k: int) -> Tensor:
-        """[numel] int64, 32 random bits of each element for its state `k` or master; the uppermost count most."""
-        number = torch.arange(-(-numel // CODES), device=device) * 4 + k
-        x = (number + (number >> 32) * _GOLDEN + self.a) & _MASK32
+    def bits(self, numel: int, device: torch.device, stream: int) -> Tensor:
+        """[numel] int64, 32 random bits of each element; the uppermost count most."""
+        number = torch.arange(-(-numel // CODES), device=device) * 2 + stream
+        x = (number + (number >> 32) * GOLDEN + self.a) & _MASK32
         x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
         x = ((x ^ (x >> 15) ^ self.b) * 0x846CA68B) & _MASK32
         start = x ^ (x >> 16)
-        steps = torch.arange(CODES, device=device) * _GOLDEN
+        steps = torch.arange(CODES, device=device) * GOLDEN
         return ((start[:, None] + steps) & _MASK32).view(-1)[:numel]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .noise import CODES, Noise
+from .noise import CODES, STATE_NOISE, Noise
 from .rules import BOUNDS, Rule, arithmetic_dtype
 
 #: The key of a parameter's blocks in its state.
@@ -109,12 +109,13 @@ def encode(
         for state, value in zip(states, values, strict=True):
             state.copy_(value)
         return
+    numel, device = states[0].numel(), states[0].device
+    if noise is None:
+        random = torch.full((numel,), 2**31, dtype=torch.int64, device=device)
+    else:
+        random = noise.bits(numel, device, STATE_NOISE)
     for k, (key, state, value) in enumerate(zip(rule.states, states, values, strict=True)):
         flat = _memory_order(value, state).float()
-        if noise is None:
-            random = torch.full_like(flat, 2**31, dtype=torch.int64)
-        else:
-            random = noise.bits(flat.numel(), flat.device, k)
         if blocks is None:
             codes = _encode_bf16(flat, random)
         elif key in rule.rates:

@@ -15,7 +15,7 @@ class CppBackend:
 
     name = "cpp"
     device_types: tuple[str, ...] | None = ("cpu",)
-    #: "auto", or the instruction set to use: "baseline", "avx2", "avx512"
+    #: "auto", or the instruction set to use: "baseline", "avx2", "avx512", "avx512vbmi"
     isa = "auto"
 
     def why_unavailable(self) -> str | None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...noise import CODES, MASTER_NOISE
+from ...noise import CODES, GOLDEN, MASTER_NOISE, STATE_NOISE
 from ...state_formats import MEAN_SHIFT, SPAN
 from . import access
 from .access import entry, load, offsets_of, pointer, store
 from .formats import bits_of_bf16
 from .rules import divide
 
-_MASTER_NOISE = tl.constexpr(MASTER_NOISE)
+_STATE_NOISE, _MASTER_NOISE, _GOLDEN = tl.constexpr(STATE_NOISE), tl.constexpr(MASTER_NOISE), tl.constexpr(GOLDEN)
 _CODES, _SPAN, _MEAN_SHIFT = tl.constexpr(CODES), tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
 
 
@@ -38,22 +38,22 @@ def _mix(x):
 
 
 @triton.jit
-def random_bits(noise, index, k: tl.constexpr):
-    """32 random bits for state k of each element, of which the uppermost count most."""
+def _random_bits(noise, index, STREAM: tl.constexpr):
+    """32 random bits for each element, of which the uppermost count most."""
     a, b = noise
     block = index // _CODES
-    number = block * 4 + k
-    x = number.to(tl.uint32) + (number >> 32).to(tl.uint32) * 0x9E3779B9 + a
+    number = block * 2 + STREAM
+    x = number.to(tl.uint32) + (number >> 32).to(tl.uint32) * _GOLDEN + a
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15) ^ b) * 0x846CA68B
     x = x ^ (x >> 16)
-    return x + (index - block * _CODES).to(tl.uint32) * 0x9E3779B9
+    return x + (index - block * _CODES).to(tl.uint32) * _GOLDEN
 
 
 @triton.jit
 def master_noise(noise, index):
     """32 random bits for each element's master."""
-    return random_bits(noise, index, _MASTER_NOISE)
+    return _random_bits(noise, index, _MASTER_NOISE)
 
 
 @triton.jit
@@ -105,9 +105,10 @@ def store_bf16(
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States that are the upper half of a float32, rounded stochastically."""
+    random = _random_bits(noise, index, _STATE_NOISE) >> 16
     for k in tl.static_range(STATES):
         bits = state[k].to(tl.uint32, bitcast=True)
-        code = tl.where(state[k] != state[k], 0x7FC0, (bits + (random_bits(noise, index, k) >> 16)) >> 16)
+        code = tl.where(state[k] != state[k], 0x7FC0, (bits + random) >> 16)
         stored = code.to(tl.uint16).to(tl.bfloat16, bitcast=True)
         store(_at(row, layouts, index, k, tl.bfloat16, ALIGN, STRIDED), stored, index < numel, MASKED)
 
@@ -159,6 +160,7 @@ def store_q8(
 ):  # fmt: skip
     """States in 8-bit codes, rounded stochastically; RATES has a bit for each state that is a rate."""
     words, block = _words_at(row, index, STATES, BLOCK)
+    random = _random_bits(noise, index, _STATE_NOISE)
     for k in tl.static_range(STATES):
         bits = state[k].to(tl.int32, bitcast=True)
         magnitude = bits & 0x7FFFFFFF
@@ -166,7 +168,6 @@ def store_q8(
         counts = number & (index < numel)
         high = _max_of_blocks(tl.where(counts, magnitude, 0), BLOCK)
         has_nan = _max_of_blocks(tl.where(number | (index >= numel), 0, 1), BLOCK) << 31
-        random = random_bits(noise, index, k)
         if (RATES >> k) & 1:
             low = 0x7FFFFFFF - _max_of_blocks(tl.where(counts, 0x7FFFFFFF - magnitude, 0), BLOCK)
             word = _rate_word(tl.minimum(low, high), high)
