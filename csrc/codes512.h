@@ -1,5 +1,5 @@
-// The formats of states.h in AVX-512, a block at a time, for states none of which is NaN; to the bit as states.h. Only for
-// files that are compiled for AVX-512 as a whole.
+// The formats of states.h in AVX-512 with byte permutations, a block at a time, for states none of which is NaN; to the bit
+// as states.h, for all that it writes itself. Only for files that are compiled for that instruction set as a whole.
 #pragma once
 
 #include "run_cpu.h"

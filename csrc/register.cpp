@@ -29,7 +29,7 @@ vsgd::Isa isa_of(const std::string& name) {
                                                {"avx512", Isa::avx512}, {"avx512vbmi", Isa::avx512vbmi}};
   const auto* found = std::find_if(std::begin(names), std::end(names), [&](const auto& each) { return each.first == name; });
   STD_TORCH_CHECK(found != std::end(names), "isa: unknown ", name);
-  STD_TORCH_CHECK(found->second <= vsgd::detect_isa(), "isa: this processor has no ", name);
+  STD_TORCH_CHECK(found->second <= vsgd::detect_isa(), "isa: this processor or build has no ", name);
   return found->second;
 }
 

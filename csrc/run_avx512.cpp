@@ -1,4 +1,4 @@
-// Blocks of coded states in AVX-512, by hand: of run_cpu.h's loops gcc makes two instructions where one shifts by a count,
+// Blocks of coded states in AVX-512 with byte permutations, by hand: of run_cpu.h's loops gcc makes two instructions where one shifts by a count,
 // and twice as many to pack codes. The rules are rules.h's, on vectors, a few elements behind each other: gains are divided
 // ahead of what infers with them, and parameters moved after that. Blocks that are not plain, which are rare, are left to the
 // loops: those with NaN, or with gradients that have to be bounded.
@@ -84,14 +84,20 @@ struct Numbers512 {
   alignas(64) float of[Rule::states][kCodes];  // of each state of a block
 };
 
-// Codes a block's states in which, of what was plain, NaN has come to be.
-template <class Rule, class P, int k = 0>
-__attribute__((noinline)) void code_with_nan(Operands<P> at, const Numbers512<Rule>& numbers) {
-  constexpr bool rate = Rule::is_rate(k);
-  auto* codes = static_cast<uint8_t*>(at.state[k]);
-  const Q8 coding = find_word<rate>(numbers.of[k], kCodes, codes, at.words + k);
-  encode<rate>(numbers.of[k], codes, kCodes, coding, at.noise.start(at.block, kStateNoise));
-  if constexpr (k + 1 < Rule::states) code_with_nan<Rule, P, k + 1>(at, numbers);
+// q8's codes and words of a block's states in which, of what was plain, NaN has come to be.
+template <class Rule, int k = 0>
+VSGD_FN void code_with_nan(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words, uint32_t start) {
+  if constexpr (k < Rule::states) {
+    constexpr bool rate = Rule::is_rate(k);
+    auto* codes = static_cast<uint8_t*>(states[k]);
+    encode<rate>(numbers.of[k], codes, kCodes, find_word<rate>(numbers.of[k], kCodes, codes, words + k), start);
+    code_with_nan<Rule, k + 1>(numbers, states, words, start);
+  }
+}
+template <class Rule>
+__attribute__((noinline)) void code_by_loops(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words,
+                                             uint32_t start) {
+  code_with_nan<Rule>(numbers, states, words, start);
 }
 
 // One plain block. Its states are gone through one after the other; which of them is a rate is known when this is compiled.
@@ -121,7 +127,9 @@ class Block512 {
     read_words(codes);
     infer(s, codes, ranges);
     meanwhile();
-    if (!find_words(ranges, codes)) return code_by_loops();
+    if constexpr (Codes::has_words) {
+      if (!find_words(ranges, codes)) return code_copy();
+    }
 #pragma GCC unroll 2
     for (int64_t turn = Codes::has_words ? 0 : kCodes - kTurn; turn < kCodes; turn += kTurn) code(turn, codes);
   }
@@ -148,7 +156,7 @@ class Block512 {
   // False where there are NaN.
   template <int k = 0>
   VSGD_FN bool find_words(const Range512* ranges, Codes* codes) const {
-    if constexpr (Codes::has_words && k < Rule::states) {
+    if constexpr (k < Rule::states) {
       constexpr bool rate = Rule::is_rate(k);
       const Range range = ranges[k].template range<rate>();
       if (range.high > kInfinity || !find_words<k + 1>(ranges, codes)) return false;
@@ -240,12 +248,14 @@ class Block512 {
     }
   }
 
-  // Of a copy: what others have the address of is kept in memory throughout, and numbers_ is not.
-  VSGD_FN void code_by_loops() const {
+  // What others have the address of is kept in memory throughout, and numbers_ is not.
+  VSGD_FN void code_copy() const {
+    void* states[Rule::states];
+    for (int k = 0; k < Rule::states; ++k) states[k] = at_.state[k];
     Numbers512<Rule> numbers;
     for (int k = 0; k < Rule::states; ++k)
       for (int64_t i = 0; i < kCodes; i += Vec::size) Vec::load(numbers_.of[k] + i).store(numbers.of[k] + i);
-    code_with_nan<Rule>(at_, numbers);
+    code_by_loops(numbers, states, at_.words, start_);
   }
 
   const Operands<P>& at_;

@@ -32,8 +32,9 @@ struct Run {
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
   VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
+  static constexpr bool by_hand = VSGD_BY_HAND_AVX512 && format != Format::fp32 && !Rule::draws;
   static void avx512vbmi(Operands<P> at, int64_t n, const Scalars& s) {
-    if constexpr (VSGD_BY_HAND_AVX512 && format != Format::fp32 && !Rule::draws) {
+    if constexpr (by_hand) {
       const int64_t whole = n / kCodes * kCodes;
       run_avx512<Rule, P, format>(at, whole, s);
       at = at.template from<typename StoredState<format, A>::type>(whole, Rule::states);
@@ -45,8 +46,8 @@ struct Run {
 
   static Function of(Isa isa) {
 #if VSGD_X86
-    if (isa == Isa::avx512vbmi) return avx512vbmi;
-    if (isa == Isa::avx512) return avx512;
+    if (isa == Isa::avx512vbmi && by_hand) return avx512vbmi;
+    if (isa >= Isa::avx512) return avx512;
     if (isa == Isa::avx2) return avx2;
 #endif
     return baseline;

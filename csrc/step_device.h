@@ -86,22 +86,22 @@ struct Tile {
   }
 
   template <int k>
-  VSGD_FN void encode(const A* state, const Place<path>& at, uint32_t word, Pack<S>& stored) const {
+  VSGD_FN void encode(const A* state, const uint32_t* random, uint32_t word, Pack<S>& stored) const {
     if constexpr (format == Format::fp32) {
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = state[j];
+    } else if constexpr (format == Format::bf16) {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = bf16_encode(state[j], random[j]);
     } else {
-      const uint32_t start = noise.start(first / kCodes, kStateNoise);
-      uint32_t random[kEach];
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
-      if constexpr (format == Format::bf16) {
-        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = bf16_encode(state[j], random[j]);
-      } else {
-        constexpr bool rate = Rule::is_rate(k);
-        const Q8 block = Q8::of<rate>(word);
-        VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-          stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
-      }
+      constexpr bool rate = Rule::is_rate(k);
+      const Q8 block = Q8::of<rate>(word);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
     }
+  }
+
+  // The random bits of the lane's elements; stream: what they round.
+  VSGD_FN void draw_bits(const Place<path>& at, int stream, uint32_t* random) const {
+    const uint32_t start = noise.start(first / kCodes, stream);
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
   }
 
   // All states, one after the other; which of them is a rate is known when this is compiled.
@@ -113,12 +113,12 @@ struct Tile {
     }
   }
   template <int k = 0>
-  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* word) const {
+  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* random, const uint32_t* word) const {
     if constexpr (k < Rule::states) {
       Pack<S> stored;
-      encode<k>(own.state[k], at, word[k], stored);
+      encode<k>(own.state[k], random, word[k], stored);
       at.template store<kWhole>(row.state[k], kFirstState + k, stored);
-      store_states<k + 1>(at, own, word);
+      store_states<k + 1>(at, own, random, word);
     }
   }
   template <int k = 0>
@@ -166,7 +166,8 @@ struct Tile {
     int32_t low[kEach] = {};
     load_low(at, low);
     load_states(at, own);
-    const uint32_t master_start = is_16_bit<P> ? noise.start(first / kCodes, kMasterNoise) : 0u;
+    uint32_t random[kEach] = {};
+    if (is_16_bit<P> && row.extra < 16) draw_bits(at, kMasterNoise, random);
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       A theta = load_param(&param.at[j], low[j]);
       A ghat = bounded(load(&grad.at[j]) * s.sign);
@@ -183,9 +184,7 @@ struct Tile {
         own.state[k][j] = state[k];
         if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));
       }
-      const bool rounds = is_16_bit<P> && row.extra < 16;
-      const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
-      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
+      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random[j]);
     }
     at.template store<kWhole>(row.param, 0, param);
     store_low(at, low);
@@ -206,7 +205,11 @@ struct Tile {
           if (lane == k) words[k] = word[k];
       });
     }
-    each_lane([&](int lane) { store_states(place(lane), lanes[lane], word); });
+    each_lane([&](int lane) {
+      uint32_t random[kEach] = {};
+      if constexpr (format != Format::fp32) draw_bits(place(lane), kStateNoise, random);
+      store_states(place(lane), lanes[lane], random, word);
+    });
   }
 };
 

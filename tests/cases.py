@@ -18,7 +18,7 @@ FP16_FIXED_POINT = 2.0**-41
 #: the mean of many stochastic roundings, in standard errors
 ROUNDINGS = 5.0
 #: the step that states in few bits settle at, relative to that of float32
-STATIONARITY = {"mean": 0.01, "spread": 0.05}
+STATIONARITY = {"mean": 0.01, "spread": 0.03}
 #: the same of a rule that divides by the root of a rate alone, where a block spans 20 octaves and a code of q8 is 9 %
 STATIONARITY_OF_COARSE_ROOTS = {"mean": 0.03, "spread": 0.2}
 #: float64 against the vectors
@@ -269,6 +269,6 @@ def each_isa(monkeypatch):
         try:
             CASES["vsgd"].optimizer([param], backend="cpp").step()
         except RuntimeError as error:
-            assert "this processor has no" in str(error)  # noqa: PT017
+            assert "this processor or build has no" in str(error)  # noqa: PT017
         else:
             yield isa

@@ -17,9 +17,8 @@ from tests.cases import (
     layouts,
     master_of,
 )
-from vsgd_kernels import VSGD, formats
+from vsgd_kernels import VSGD, formats, state_formats
 from vsgd_kernels.noise import Noise, tensor_key
-from vsgd_kernels.state_formats import SMALLEST
 
 BF16, FP16 = torch.bfloat16, torch.float16
 #: half a unit in the last place beyond the largest number: from here on the nearest 16-bit value is Inf
@@ -54,11 +53,11 @@ def all_values(dtype):
 def test_kernels_give_the_same_bits(dtype, rounded, other, generator):
     """Layouts, tails, coded states, extreme gradients and NaN."""
     pairs = list(layouts(dtype, generator).values())
-    pairs += [(torch.randn(n, generator=generator).to(dtype),) * 2 for n in (0, 257, SMALLEST + 37)]
+    pairs += [(torch.randn(n, generator=generator).to(dtype),) * 2 for n in (0, 257, state_formats.SMALLEST + 37)]
     extreme = extreme_gradients().to(dtype)
     pairs.append((torch.linspace(-3, 3, len(extreme)).to(dtype), extreme))
     assert_same_bits(stepped(pairs, rounded, other), stepped(pairs, rounded, "cpp"))
-    pairs = [(torch.randn(SMALLEST + 37, generator=generator).to(dtype),) * 2]
+    pairs = [(torch.randn(state_formats.SMALLEST + 37, generator=generator).to(dtype),) * 2]
     coded = {"state_format": "q8"}
     assert_same_bits(stepped(pairs, rounded, other, **coded), stepped(pairs, rounded, "cpp", **coded))
 
@@ -71,12 +70,13 @@ def test_reference_gives_the_same_codes(dtype, mode, generator):
     assert_same_bits(stepped(pairs, mode, "eager", 3), stepped(pairs, mode, "cpp", 3))
 
 
-def test_instruction_sets_give_the_same_bits(dtype, mode, generator, monkeypatch):
+@pytest.mark.parametrize("style", state_formats.FORMATS)
+def test_instruction_sets_give_the_same_bits(dtype, mode, style, generator, monkeypatch):
     grads = torch.cat([gradient(torch.empty(5000), generator), extreme_gradients()]).to(dtype)
     pairs = [(torch.linspace(-3, 3, len(grads)).to(dtype), grads), (all_values(dtype), all_values(dtype).roll(1))]
-    wanted = stepped(pairs, mode, "cpp")
+    wanted = stepped(pairs, mode, "cpp", state_format=style)
     for _ in each_isa(monkeypatch):
-        assert_same_bits(stepped(pairs, mode, "cpp"), wanted)
+        assert_same_bits(stepped(pairs, mode, "cpp", state_format=style), wanted)
 
 
 def test_every_value_is_read_and_written(dtype, mode, backend):
