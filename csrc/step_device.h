@@ -98,9 +98,9 @@ struct Tile {
     }
   }
 
-  // The random bits of the lane's elements; stream: what they round.
-  VSGD_FN void draw_bits(const Place<path>& at, int stream, uint32_t* random) const {
-    const uint32_t start = noise.start(first / kCodes, stream);
+  // The random bits of the lane's elements.
+  VSGD_FN void draw_bits(const Place<path>& at, uint32_t* random) const {
+    const uint32_t start = noise.start(first / kCodes, kStateNoise);
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
   }
 
@@ -166,8 +166,7 @@ struct Tile {
     int32_t low[kEach] = {};
     load_low(at, low);
     load_states(at, own);
-    uint32_t random[kEach] = {};
-    if (is_16_bit<P> && row.extra < 16) draw_bits(at, kMasterNoise, random);
+    const uint32_t master_start = is_16_bit<P> ? noise.start(first / kCodes, kMasterNoise) : 0u;
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       A theta = load_param(&param.at[j], low[j]);
       A ghat = bounded(load(&grad.at[j]) * s.sign);
@@ -184,7 +183,9 @@ struct Tile {
         own.state[k][j] = state[k];
         if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));
       }
-      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random[j]);
+      const bool rounds = is_16_bit<P> && row.extra < 16;
+      const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
+      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
     }
     at.template store<kWhole>(row.param, 0, param);
     store_low(at, low);
@@ -207,7 +208,7 @@ struct Tile {
     }
     each_lane([&](int lane) {
       uint32_t random[kEach] = {};
-      if constexpr (format != Format::fp32) draw_bits(place(lane), kStateNoise, random);
+      if constexpr (format != Format::fp32) draw_bits(place(lane), random);
       store_states(place(lane), lanes[lane], random, word);
     });
   }

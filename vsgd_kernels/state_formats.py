@@ -229,10 +229,16 @@ def _encode_rates(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
 def _encode_means(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     magnitude = flat.abs().view(torch.int32)
     word = _by_block(torch.where(flat.isnan(), 0, magnitude), 0).amax(1).clamp(min=_TINY_BITS)
-    y = flat.abs().nan_to_num(0.0) * _each(SPAN / word.view(torch.float32), flat.numel()) + 1.0
+    largest = word.view(torch.float32)
+    y = flat.abs().nan_to_num(0.0) * _each(_span(largest) / largest, flat.numel()) + 1.0
     code = (y.view(torch.int32).long() - _ONE + (random >> (32 - MEAN_SHIFT))) >> MEAN_SHIFT
     code = torch.where(flat.isnan(), _NAN_MEAN, torch.where(flat.signbit(), -code, code))
     return code.to(torch.int8), _marked(word, flat)
+
+
+def _span(largest: Tensor) -> Tensor:
+    """As a tensor: torch may divide by a number, and divides a number, with a reciprocal, which rounds otherwise."""
+    return torch.full_like(largest, SPAN)
 
 
 def _decode_codes(is_rate: bool, codes: Tensor, word: Tensor) -> Tensor:
@@ -242,6 +248,7 @@ def _decode_codes(is_rate: bool, codes: Tensor, word: Tensor) -> Tensor:
         value = ((own & ~31) + (codes.int() << (own & 31))).view(torch.float32)
     else:
         y = (_ONE + (codes.int().abs() << MEAN_SHIFT)).view(torch.float32)
-        value = (y - 1.0) * (own.view(torch.float32) / SPAN) * codes.sign()
+        largest = own.view(torch.float32)
+        value = (y - 1.0) * (largest / _span(largest)) * codes.sign()
     is_nan = (codes == (_NAN_RATE if is_rate else _NAN_MEAN)) & (word < 0)
     return torch.where(is_nan, torch.nan, value)
