@@ -15,6 +15,8 @@ from vsgd_kernels import backends, formats, hyperparameters, philox, reference, 
 TOLERANCE = {"result": 0.51, "input": 4.0, "norm": 128.0}
 #: the masters of fp16 parameters are a fixed point of 2^-40 below 2^-14
 FP16_FIXED_POINT = 2.0**-41
+#: the formats of states that are not their numbers
+CODED = ["bf16", "q8"]
 #: the mean of many stochastic roundings, in standard errors
 ROUNDINGS = 5.0
 #: the step that states in few bits settle at, relative to that of float32

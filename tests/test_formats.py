@@ -1,4 +1,4 @@
-"""How states are stored: the same codes on every backend, rounding without bias, stationarity, bytes."""
+"""How states are stored: the same codes on every backend, bytes. Rounding is in test_rounding.py."""
 
 import copy
 import math
@@ -6,12 +6,10 @@ import math
 import pytest
 import torch
 
-from bench import stationarity
-from tests.cases import ROUNDINGS, STATIONARITY, each_isa, extreme_gradients, gradient
-from vsgd_kernels import VSGD, SampleVSGD, rules, state_formats
-from vsgd_kernels.noise import CODES, MASTER_NOISE, STATE_NOISE, Noise, tensor_key
+from tests.cases import CODED, each_isa, extreme_gradients, gradient
+from vsgd_kernels import VSGD, SampleVSGD, state_formats
+from vsgd_kernels.noise import CODES
 
-CODED = ["bf16", "q8"]
 LARGE = state_formats.SMALLEST
 
 
@@ -206,75 +204,6 @@ def test_bytes(case, style):
     states = len(case.optimizer.rule.states)
     assert size / param.numel() == pytest.approx(states * state_formats.FORMATS[style], rel=1e-3)
     assert size / param.numel() <= {"bf16": 2.0, "q8": 3.2 / 3}[style] * states
-
-
-def coded(style, values):
-    """The values of a rate and of a mean as they are decoded, each rounding of its own."""
-    rule = rules.VSGD
-    states, blocks = state_formats.empty(style, rule, values)
-    state_formats.encode(rule, [values, values.abs(), values.abs()], states, blocks, Noise.of(tensor_key(3, 0), 5))
-    return state_formats.decode(rule, states, blocks)
-
-
-@pytest.mark.parametrize("magnitude", [1e-20, 3.7e-6, 0.011, 1.9, 6e7])
-def test_rounding_is_unbiased(style, magnitude):
-    """100,000 roundings of a value average to it, in blocks whose other values are far larger or smaller."""
-    n = 100_000
-    for around in (1.0, 2.0**-6, 40.0):
-        values = torch.full((2 * n,), magnitude)
-        values[1::2] *= around
-        values[::4] *= -1
-        for name, decoded in zip(rules.VSGD.states, coded(style, values), strict=True):
-            wanted = values if name == "mug" else values.abs()
-            error = ((decoded - wanted) / magnitude).double()[::2]
-            allowed = ROUNDINGS * error.std() / math.sqrt(n) + 2.0**-23
-            assert error.mean().abs() <= allowed, (name, around)
-
-
-def random_bits(step, stream, blocks=2000):
-    """As numbers from 0 to 1."""
-    bits = Noise.of(tensor_key(11, 2), step).bits(blocks * CODES, torch.device("cpu"), stream)
-    return bits.double() / 2**32
-
-
-def test_random_bits_are_uniform_and_independent():
-    """Of states and masters, of steps, and of the same place in two blocks; as far as that many blocks can tell."""
-    own = random_bits(9, STATE_NOISE)
-    others = [random_bits(9, MASTER_NOISE), random_bits(10, STATE_NOISE), own.roll(CODES), own.roll(-3 * CODES)]
-    columns = torch.stack([own, *others])
-    blocks = columns.shape[1] / CODES
-    assert (columns.mean(1) - 0.5).abs().max() < ROUNDINGS * math.sqrt(1 / 12 / blocks)
-    correlation = torch.corrcoef(columns) - torch.eye(len(columns), dtype=torch.float64)
-    assert correlation.abs().max() < ROUNDINGS / math.sqrt(blocks)
-    for place in (0, 1, CODES - 1):
-        counts = torch.histc(own[place::CODES], 64, 0, 1)
-        wanted = blocks / 64
-        assert ((counts - wanted) ** 2 / wanted).sum() < 63 + ROUNDINGS * math.sqrt(2 * 63)
-
-
-def test_random_bits_of_a_block_are_evenly_spread():
-    """No gap is wider than the golden section leaves: the next Fibonacci number below 128 is 89."""
-    ordered = random_bits(9, STATE_NOISE).view(-1, CODES).sort(1).values
-    gaps = torch.cat([ordered.diff(), ordered[:, :1] + 1 - ordered[:, -1:]], 1)
-    assert gaps.max() < 1.9 / 89
-
-
-@pytest.mark.parametrize("problem", stationarity.PROBLEMS)
-def test_stationary(problem):
-    """After 20,000 steps the step that is taken is float32's."""
-    wanted = stationarity.settled(problem, "fp32")
-    for style in CODED:
-        mean, spread = stationarity.settled(problem, style)
-        assert mean == pytest.approx(wanted[0], rel=STATIONARITY["mean"]), style
-        assert spread == pytest.approx(wanted[1], rel=STATIONARITY["spread"]), style
-
-
-@pytest.mark.parametrize("style", CODED)
-def test_rounding_to_nearest_is_not_stationary(style):
-    """What the test above would show if rounding froze the averages; sooner than it would."""
-    mean, _ = stationarity.settled_in("equal", stationarity.nearest(style), steps=3000, last=200)
-    wanted, _ = stationarity.settled("equal", "fp32", steps=3000, last=200)
-    assert mean != pytest.approx(wanted, rel=5 * STATIONARITY["mean"])
 
 
 def test_settings_changed_between_steps(backend, generator):

@@ -137,7 +137,7 @@ def test_mean_squares_of_zero_in_codes(backend, generator, style):
 @pytest.mark.parametrize("style", ["bf16", "q8"])
 @pytest.mark.parametrize("problem", stationarity.PROBLEMS)
 def test_stationary_in_codes(problem, style):
-    """The step that is taken, as of VSGD in test_formats.py, after 3000 steps."""
+    """The step that is taken, as of VSGD in test_rounding.py, after 3000 steps."""
     wanted, (mean, spread) = _settled(problem, "fp32"), _settled(problem, style)
     coarse = problem == "mixed" and style == "q8"
     tolerance = STATIONARITY_OF_COARSE_ROOTS if coarse else STATIONARITY
