@@ -1,9 +1,11 @@
 // Steps a run of elements on the CPU, in loops that gcc vectorises for whatever instruction set they are inlined into.
 #pragma once
 
+#include <type_traits>
+
 #include "operands.h"
 #include "rules.h"
-#include "states.h"
+#include "run_packed.h"
 
 namespace vsgd {
 
@@ -140,6 +142,7 @@ template <class Rule, class P, class S, bool kWhole>
 class Block {
  public:
   using Scalars = typename Rule::template Scalars<float>;
+  static constexpr bool is_packed = std::is_same_v<S, Packed16>;
 
   VSGD_FN Block(const Operands<P>& at, int64_t n)
       : at_(at), n_(n), random_(at.noise.start(at.block, kStateNoise)) {}
@@ -175,7 +178,10 @@ class Block {
 
   template <int k = 0>
   VSGD_FN void decode_states(int64_t turn, int64_t n) {
-    if constexpr (k < Rule::states) {
+    if constexpr (is_packed) {
+      prefetch_turn(codes(0) + turn);
+      decode_packed<Rule::states>(codes(0) + turn, numbers_, turn, n, at_.words);
+    } else if constexpr (k < Rule::states) {
       prefetch_turn(codes(k) + turn);
       decode<Rule::is_rate(k)>(codes(k) + turn, numbers_[k] + turn, n, at_.words + k);
       decode_states<k + 1>(turn, n);
@@ -196,7 +202,9 @@ class Block {
 
   template <int k = 0>
   VSGD_FN void prepare() {
-    if constexpr (k < Rule::states) {
+    if constexpr (is_packed) {
+      find_packed_words<Rule::states>(numbers_, size(), at_.words, random_);
+    } else if constexpr (k < Rule::states) {
       coding_[k] = find_word<Rule::is_rate(k)>(numbers_[k], size(), codes(k), at_.words + k);
       prepare<k + 1>();
     }
@@ -204,8 +212,11 @@ class Block {
 
   template <int k = 0>
   VSGD_FN void encode_states(int64_t turn, int64_t n) {
-    if constexpr (k < Rule::states) {
-      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random_ + uint32_t(turn) * kGolden);
+    const uint32_t random = random_ + uint32_t(turn) * kGolden;
+    if constexpr (is_packed) {
+      encode_packed<Rule::states>(numbers_, turn, n, codes(0) + turn, at_.words, random);
+    } else if constexpr (k < Rule::states) {
+      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random);
       encode_states<k + 1>(turn, n);
     }
   }

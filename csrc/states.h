@@ -7,14 +7,22 @@
 namespace vsgd {
 
 // fp32 stands for the arithmetic type, which is double for double.
-enum class Format { fp32, bf16, q8 };
+enum class Format { fp32, bf16, q8, packed16 };
 
 // An element of a state in memory.
 template <Format format, class A> struct StoredState { using type = A; };
 template <class A> struct StoredState<Format::bf16, A> { using type = uint16_t; };
 template <class A> struct StoredState<Format::q8, A> { using type = uint8_t; };
+struct Packed16 { uint16_t bits; };  // packed.h
+template <class A> struct StoredState<Format::packed16, A> { using type = Packed16; };
 
-constexpr uint32_t kNan = 0x7fc00000u, kInfinity = 0x7f800000u;
+// In how many tensors a rule's states are stored, and whether words of blocks belong to them.
+template <class Rule, Format format>
+constexpr int kStored = format == Format::packed16 ? 1 : Rule::states;
+template <Format format>
+constexpr bool kHasBlocks = format == Format::q8 || format == Format::packed16;
+
+constexpr uint32_t kNan = 0x7fc00000u, kInfinity = 0x7f800000u, kTinyBits = 0x0d800000u;  // the last: of Bounds' tiny
 VSGD_FN uint32_t magnitude(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
 
 // bf16: the upper half of a float32.
@@ -37,6 +45,16 @@ constexpr uint32_t kHasNan = 0x80000000u;
 constexpr uint32_t kOne = 0x3f800000u, kMeanShift = 19, kLastRate = 254;
 constexpr float kSpan = 246.98f;
 
+// Codes of magnitudes in steps of 2^shift, and back.
+template <uint32_t shift>
+VSGD_FN uint32_t magnitude_code(float x, float per_unit, uint32_t random) {
+  return (bit_cast<uint32_t>(x * per_unit + 1.0f) - kOne + (random >> (32u - shift))) >> shift;
+}
+template <uint32_t shift>
+VSGD_FN float magnitude_of(uint32_t code, float unit) {
+  return (bit_cast<float>(kOne + (code << shift)) - 1.0f) * unit;
+}
+
 // What a block's word says of its codes, and how they are read and made. Of an unmarked block, `number` and `code` do.
 struct Q8 {
   uint32_t base, k;      // of rates
@@ -54,15 +72,14 @@ struct Q8 {
   VSGD_FN float number(uint8_t code) const {
     if (rate) return bit_cast<float>(base + (uint32_t(code) << k));
     const int32_t c = int8_t(code);
-    const float m = (bit_cast<float>(kOne + (uint32_t(c < 0 ? -c : c) << kMeanShift)) - 1.0f) * unit;
+    const float m = magnitude_of<kMeanShift>(uint32_t(c < 0 ? -c : c), unit);
     return c < 0 ? -m : m;
   }
 
   template <bool rate>
   VSGD_FN uint8_t code(float x, uint32_t random) const {
     if (rate) return uint8_t((bit_cast<uint32_t>(x) - base + (random >> (32u - k))) >> k);
-    const float y = bit_cast<float>(magnitude(x)) * per_unit + 1.0f;
-    const uint32_t c = (bit_cast<uint32_t>(y) - kOne + (random >> (32u - kMeanShift))) >> kMeanShift;
+    const uint32_t c = magnitude_code<kMeanShift>(bit_cast<float>(magnitude(x)), per_unit, random);
     return uint8_t(bit_cast<int32_t>(x) < 0 ? 0u - c : c);
   }
 
@@ -96,15 +113,21 @@ VSGD_FN void include(Range& range, float x) {
 VSGD_FN bool rate_fits(uint32_t low, uint32_t high, uint32_t k) {
   return ((high - ((low >> k) << k) + ((1u << k) - 1u)) >> k) <= kLastRate;
 }
+// The lowest and highest bits of a block's rates; where all are NaN, those of the least rate there is.
+struct RateRange {
+  uint32_t low, high;
+  VSGD_FN explicit RateRange(const Range& range) : low(kDeepest - range.depth), high(larger(range.high, kTinyBits)) {
+    low = low < high ? low : high;
+  }
+};
 // The finest steps in which the block's bits fit, even rounded up.
 VSGD_FN uint32_t rate_word(const Range& range) {
-  const uint32_t high = range.high;
-  const uint32_t low = kDeepest - range.depth > high ? high : kDeepest - range.depth;  // nothing but NaN
+  const uint32_t low = RateRange(range).low, high = RateRange(range).high;
   uint32_t k = 5 + bit_length((high - low) >> 13);
   if (!rate_fits(low, high, k)) ++k;
   return ((low >> k) << k) | k;
 }
-VSGD_FN uint32_t mean_word(const Range& range) { return larger(range.high, bit_cast<uint32_t>(Bounds<float>::tiny)); }
+VSGD_FN uint32_t mean_word(const Range& range) { return larger(range.high, kTinyBits); }
 template <bool rate>
 VSGD_FN uint32_t q8_word(const Range& range) {
   return (rate ? rate_word(range) : mean_word(range)) | (range.nan & kHasNan);

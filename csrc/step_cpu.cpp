@@ -32,7 +32,8 @@ struct Run {
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
   VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
-  static constexpr bool by_hand = VSGD_BY_HAND_AVX512 && format != Format::fp32 && !Rule::draws;
+  static constexpr bool by_hand =
+      VSGD_BY_HAND_AVX512 && (format == Format::bf16 || format == Format::q8) && !Rule::draws;
   static void avx512vbmi(Operands<P> at, int64_t n, const Scalars& s) {
     if constexpr (by_hand) {
       const int64_t whole = n / kCodes * kCodes;
@@ -54,7 +55,7 @@ struct Run {
   }
 };
 
-// q8's words from the block of element i on.
+// The words from the block of element i on.
 template <class Rule>
 uint32_t* words_of(const Row& row, int64_t i) {
   return reinterpret_cast<uint32_t*>(row.blocks) + (row.blocks ? i / kCodes * Rule::states : 0);
@@ -110,17 +111,18 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
   static_assert(kTile % kCodes == 0, "a tile is whole blocks");
   P param[kTile], grad[kTile];
   int16_t low[kTile];
-  S state[Rule::states][kTile];
+  constexpr int kStates = kStored<Rule, format>;
+  S state[kStates][kTile];
   A variance[kTile];
   Operands<P> tile{param, low, int(row.extra), grad, {}, nullptr, noise, draw, variance, 0};
   const int64_t low_bytes = is_16_bit<P> ? row.extra / 8 : 0;
   char *low_tile = reinterpret_cast<char*>(low), *low_home = reinterpret_cast<char*>(row.low);
-  S* home[Rule::states];
-  for (int k = 0; k < Rule::states; ++k) {
+  S* home[kStates];
+  for (int k = 0; k < kStates; ++k) {
     tile.state[k] = state[k];
     home[k] = reinterpret_cast<S*>(row.state[k]);
   }
-  constexpr int kVariance = kFirstState + Rule::states;
+  constexpr int kVariance = kFirstState + kStates;
   Walk in(layout, kVariance + Rule::samples, begin), out = in;
   for (int64_t i = begin; i < end; i += kTile) {
     int64_t n = std::min(kTile, end - i);
@@ -128,7 +130,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
       param[j] = reinterpret_cast<const P*>(row.param)[in.offset[0]];
       grad[j] = reinterpret_cast<const P*>(gradient)[in.offset[1]];
       copy_low(low_tile + j * low_bytes, low_home + in.offset[2] * low_bytes, low_bytes);
-      for (int k = 0; k < Rule::states; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
+      for (int k = 0; k < kStates; ++k) state[k][j] = home[k][in.offset[kFirstState + k]];
       if (Rule::samples) variance[j] = reinterpret_cast<const A*>(row.variance)[in.offset[kVariance]];
     }
     tile.block = i / kCodes;
@@ -137,7 +139,7 @@ void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t
     for (int64_t j = 0; j < n; ++j, out.next()) {
       reinterpret_cast<P*>(row.param)[out.offset[0]] = param[j];
       copy_low(low_home + out.offset[2] * low_bytes, low_tile + j * low_bytes, low_bytes);
-      for (int k = 0; k < Rule::states; ++k) home[k][out.offset[kFirstState + k]] = state[k][j];
+      for (int k = 0; k < kStates; ++k) home[k][out.offset[kFirstState + k]] = state[k][j];
     }
   }
 }
@@ -202,11 +204,14 @@ using RunRow = void (*)(const Row&, int64_t, const int64_t*, int64_t, int64_t, S
 
 // By dtype and format; double has no other format.
 template <class Rule>
-constexpr RunRow<Rule> run_rows[][3] = {
-    {run_row<Rule, float, Format::fp32>, run_row<Rule, float, Format::bf16>, run_row<Rule, float, Format::q8>},
-    {run_row<Rule, double, Format::fp32>, nullptr, nullptr},
-    {run_row<Rule, bf16, Format::fp32>, run_row<Rule, bf16, Format::bf16>, run_row<Rule, bf16, Format::q8>},
-    {run_row<Rule, fp16, Format::fp32>, run_row<Rule, fp16, Format::bf16>, run_row<Rule, fp16, Format::q8>},
+constexpr RunRow<Rule> run_rows[][4] = {
+    {run_row<Rule, float, Format::fp32>, run_row<Rule, float, Format::bf16>, run_row<Rule, float, Format::q8>,
+     run_row<Rule, float, Format::packed16>},
+    {run_row<Rule, double, Format::fp32>, nullptr, nullptr, nullptr},
+    {run_row<Rule, bf16, Format::fp32>, run_row<Rule, bf16, Format::bf16>, run_row<Rule, bf16, Format::q8>,
+     run_row<Rule, bf16, Format::packed16>},
+    {run_row<Rule, fp16, Format::fp32>, run_row<Rule, fp16, Format::bf16>, run_row<Rule, fp16, Format::q8>,
+     run_row<Rule, fp16, Format::packed16>},
 };
 
 // Small tensors lie anywhere: what the one after next begins with is asked for early.

@@ -9,6 +9,7 @@
 
 #include "formats.h"
 #include "lanes.h"
+#include "packed.h"
 #include "philox.h"
 #include "rules.h"
 
@@ -53,7 +54,7 @@ template <class Rule, class P, Format format, Path path, bool kWhole>
 struct Tile {
   using A = typename Arithmetic<P>::type;
   using S = typename StoredState<format, A>::type;
-  static constexpr bool blocks = format == Format::q8;
+  static constexpr bool blocks = kHasBlocks<format>, packed = format == Format::packed16;
 
   const Row& row;
   const int64_t gradient, first;
@@ -61,11 +62,15 @@ struct Tile {
   const typename Rule::template Scalars<A>& s;
   const Noise noise;
   const Draw draw;
-  uint32_t* words;  // q8's
+  uint32_t* words;  // the block's
 
   struct Lane {
     A state[Rule::states][kEach];
     Range range[Rule::states];
+
+    VSGD_FN void states_of(int j, A* each) const {
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) each[k] = state[k][j];
+    }
   };
 
   VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
@@ -107,14 +112,31 @@ struct Tile {
   // All states, one after the other; which of them is a rate is known when this is compiled.
   template <int k = 0>
   VSGD_FN void load_states(const Place<path>& at, Lane& own) const {
-    if constexpr (k < Rule::states) {
+    if constexpr (packed) {
+      const auto stored = at.template load<kWhole, S>(row.state[0], kFirstState);
+      const auto block = Packed<Rule::states>::of(words);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        block.numbers_or_nan(stored.at[j].bits, state);
+        VSGD_UNROLL for (int i = 0; i < Rule::states; ++i) own.state[i][j] = state[i];
+      }
+    } else if constexpr (k < Rule::states) {
       decode<k>(at.template load<kWhole, S>(row.state[k], kFirstState + k), own.state[k]);
       load_states<k + 1>(at, own);
     }
   }
   template <int k = 0>
   VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* random, const uint32_t* word) const {
-    if constexpr (k < Rule::states) {
+    if constexpr (packed) {
+      Pack<S> stored;
+      const auto block = Packed<Rule::states>::of(word);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        own.states_of(j, state);
+        stored.at[j].bits = block.code_or_nan(state, random[j]);
+      }
+      at.template store<kWhole>(row.state[0], kFirstState, stored);
+    } else if constexpr (k < Rule::states) {
       Pack<S> stored;
       encode<k>(own.state[k], random, word[k], stored);
       at.template store<kWhole>(row.state[k], kFirstState + k, stored);
@@ -123,12 +145,35 @@ struct Tile {
   }
   template <int k = 0>
   VSGD_FN void find_words(PerLane<Lane>& lanes, uint32_t* word) const {
-    if constexpr (k < Rule::states) {
-      PerLane<Range> ranges;
-      each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
-      word[k] = q8_word<Rule::is_rate(k)>(range_of_lanes(ranges));
+    if constexpr (packed) {
+      find_packed_words(lanes, word);
+    } else if constexpr (k < Rule::states) {
+      word[k] = q8_word<Rule::is_rate(k)>(range_of(lanes, k));
       find_words<k + 1>(lanes, word);
     }
+  }
+  VSGD_FN Range range_of(PerLane<Lane>& lanes, int k) const {
+    PerLane<Range> ranges;
+    each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
+    return range_of_lanes(ranges);
+  }
+  VSGD_FN void find_packed_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    Range range[Rule::states];
+    VSGD_UNROLL for (int k = 1; k < Rule::states; ++k) range[k] = range_of(lanes, k);
+    Packed<Rule::states>::find_rate_words(range, word);
+    const auto rates = Packed<Rule::states>::of(word);
+    each_lane([&](int lane) {
+      const Place<path> at = place(lane);
+      uint32_t random[kEach];
+      draw_bits(at, random);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        lanes[lane].states_of(j, state);
+        const float x = has_nan<Rule::states>(state) ? bit_cast<float>(kNan) : rates.in_units(state, random[j]);
+        if (at.element(j) < row.numel) include(lanes[lane].range[0], x);
+      }
+    });
+    word[0] = Packed<Rule::states>::mean_word(range_of(lanes, 0));
   }
 
   // What the lane's masters have beyond their parameters, in 65,536ths of a unit in the last place. All elements of a
@@ -161,7 +206,7 @@ struct Tile {
     Pack<P> param = at.template load<kWhole, P>(row.param, 0);
     const Pack<P> grad = at.template load<kWhole, P>(gradient, 1);
     [[maybe_unused]] Pack<A> variance{};
-    if constexpr (Rule::samples) variance = at.template load<kWhole, A>(row.variance, kFirstState + Rule::states);
+    if constexpr (Rule::samples) variance = at.template load<kWhole, A>(row.variance, kFirstState + kStored<Rule, format>);
     [[maybe_unused]] Four four;  // words of the lane's four elements, or of one among others
     int32_t low[kEach] = {};
     load_low(at, low);
@@ -179,9 +224,12 @@ struct Tile {
       }
       if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
       const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given);
+      bool nan = false;
+      if constexpr (packed) nan = has_nan<Rule::states>(state);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
         own.state[k][j] = state[k];
-        if (blocks && at.element(j) < row.numel) include(own.range[k], float(state[k]));
+        const A x = packed && nan ? A(bit_cast<float>(kNan)) : state[k];
+        if (blocks && (k > 0 || !packed) && at.element(j) < row.numel) include(own.range[k], float(x));
       }
       const bool rounds = is_16_bit<P> && row.extra < 16;
       const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
@@ -238,7 +286,7 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
   for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
-    uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (format == Format::q8 ? first / kCodes * Rule::states : 0);
+    uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (kHasBlocks<format> ? first / kCodes * Rule::states : 0);
     if (path == Path::aligned && first + kTile <= end) {
       Tile<Rule, P, format, Path::aligned, true>{
           row, gradient, first, step.layouts, s, noise, draw.from(first), words}.run();
@@ -277,6 +325,7 @@ bool dispatch(const Kind& kind, const Run& run) {
   auto with_format = [&](auto rule, auto param) {
     if (kind.format == Format::bf16) return with_path(rule, param, FormatOf<Format::bf16>());
     if (kind.format == Format::q8) return with_path(rule, param, FormatOf<Format::q8>());
+    if (kind.format == Format::packed16) return with_path(rule, param, FormatOf<Format::packed16>());
     return with_path(rule, param, FormatOf<Format::fp32>());
   };
   auto with_dtype = [&](auto rule) {

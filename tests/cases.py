@@ -16,11 +16,15 @@ TOLERANCE = {"result": 0.51, "input": 4.0, "norm": 128.0}
 #: the masters of fp16 parameters are a fixed point of 2^-40 below 2^-14
 FP16_FIXED_POINT = 2.0**-41
 #: the formats of states that are not their numbers
-CODED = ["bf16", "q8"]
+CODED = ["bf16", "q8", "packed16"]
 #: the mean of many stochastic roundings, in standard errors
 ROUNDINGS = 5.0
 #: the step that states in few bits settle at, relative to that of float32
-STATIONARITY = {"mean": 0.01, "spread": 0.03}
+STATIONARITY = {
+    "bf16": {"mean": 0.01, "spread": 0.03},
+    "q8": {"mean": 0.01, "spread": 0.03},
+    "packed16": {"mean": 0.05, "spread": 0.15},
+}
 #: the same of a rule that divides by the root of a rate alone, where a block spans 20 octaves and a code of q8 is 9 %
 STATIONARITY_OF_COARSE_ROOTS = {"mean": 0.03, "spread": 0.2}
 #: float64 against the vectors

@@ -73,7 +73,7 @@ def test_kernels_give_the_same_bits(case, dtype, style, other, generator):
     extreme = extreme_gradients().to(dtype).repeat(2)
     pairs.append((torch.linspace(-3, 3, len(extreme)).to(dtype), extreme))
     wanted = stepped(case, pairs, style, "cpp", 2)
-    assert all(state_formats.format_of([s[case.optimizer.rule.states[0]]]) == style for s in wanted[1])
+    assert all(state_formats.format_of(state_formats.stored(s, case.optimizer.rule)) == style for s in wanted[1])
     assert_same(stepped(case, pairs, style, other, 2), wanted)
     assert_same(stepped(case, pairs[:3], style, other, 2, capturable=True), stepped(case, pairs[:3], style, "cpp", 2))
 
@@ -81,20 +81,24 @@ def test_kernels_give_the_same_bits(case, dtype, style, other, generator):
 def test_reference_gives_the_same_codes(case, style, generator):
     """Of the first steps, before the parameters' last bits differ."""
     pairs = large_layouts(torch.float32, generator)
-    keys = (*case.optimizer.rule.states, *((state_formats.BLOCKS,) if style == "q8" else ()))
+    keys = (
+        *state_formats.keys(style, case.optimizer.rule),
+        *([state_formats.BLOCKS] * state_formats.has_blocks(style)),
+    )
     assert_same(stepped(case, pairs, style, "eager", 3), stepped(case, pairs, style, "cpp", 3), keys)
 
 
-def test_reference_gives_the_same_codes_of_many():
+@pytest.mark.parametrize("style", ["q8", "packed16"])
+def test_reference_gives_the_same_codes_of_many(style):
     """Of elements so many that the last bit of what is rounded decides some of their codes."""
     grad = torch.randn(2**22, generator=torch.Generator().manual_seed(4))
     outcomes = []
     for backend in ("eager", "cpp"):
         param = torch.nn.Parameter(torch.zeros_like(grad))
         param.grad = grad
-        optimizer = VSGD([param], lr=1e-2, state_format="q8", backend=backend)
+        optimizer = VSGD([param], lr=1e-2, state_format=style, backend=backend)
         optimizer.step()
-        outcomes.append([optimizer.state[param][key] for key in optimizer.rule.states])
+        outcomes.append(state_formats.stored(optimizer.state[param], optimizer.rule))
     for own, other in zip(*outcomes, strict=True):
         assert torch.equal(own, other)
 
@@ -124,7 +128,7 @@ def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, scale, m
 
 
 def test_instruction_sets_give_the_same_bits_where_rates_overflow(style, monkeypatch):
-    """Where a step makes NaN of numbers none of which was."""
+    """Where steps make NaN of numbers none of which was; packed16, which has no infinite rates, makes none."""
     outcomes = []
     for _ in each_isa(monkeypatch):
         param = torch.nn.Parameter(torch.ones(LARGE))
@@ -135,14 +139,17 @@ def test_instruction_sets_give_the_same_bits_where_rates_overflow(style, monkeyp
         state["step"].zero_()  # the next divides by twice ps
         if style == "q8":
             state["blocks"][3:5, 1:] = 0x7E000005  # rates of 4e37
+        elif style == "packed16":
+            state["blocks"][3:5, 1] = 0x7E000005
+            state["blocks"][3:5, 2] = 0x7E000000 | (state["blocks"][3:5, 2] & 31)
         else:
             for rate in optimizer.rule.rates:
                 state[rate][3 * CODES : 5 * CODES] = 4e37
         optimizer.step()
         optimizer.step()
-        values = state_formats.decode(optimizer.rule, [state[k] for k in optimizer.rule.states], state.get("blocks"))
+        values = state_formats.decoded(state, optimizer.rule)
         bad = values[1].isnan().view(-1, CODES).any(1)
-        assert bad.nonzero().flatten().tolist() == [3, 4]
+        assert bad.nonzero().flatten().tolist() == ([] if style == "packed16" else [3, 4])
         outcomes.append(([param], [state]))
     for outcome in outcomes[1:]:
         assert_same(outcome, outcomes[0])
@@ -157,7 +164,7 @@ def test_another_seed_rounds_otherwise(case, style, backend, generator):
         for param in params:
             param.grad = pairs[0][1]
         optimizer.step()
-        codes += [optimizer.state[p][case.optimizer.rule.states[0]] for p in params]
+        codes += [state_formats.stored(optimizer.state[p], optimizer.rule)[0] for p in params]
     assert torch.equal(codes[0], codes[2])
     assert torch.equal(codes[1], codes[3])
     for a, b in ((0, 1), (0, 4)):  # another parameter of the same values; another seed
@@ -173,8 +180,7 @@ def test_nan_stays_in_its_own_element(case, style, backend, generator):
         optimizer.step()
         param.grad[300] = 0.1  # what is NaN stays so
     state = optimizer.state[param]
-    values = state_formats.decode(optimizer.rule, [state[k] for k in optimizer.rule.states], state.get("blocks"))
-    for value in (param, *values):
+    for value in (param, *state_formats.decoded(state, optimizer.rule)):
         assert value.isnan().nonzero().flatten().tolist() == [300]
 
 
@@ -188,9 +194,9 @@ def test_small_and_double_parameters_stay_as_they_are(case, style, backend, gene
         param.grad = gradient(param, generator)
     optimizer = case.optimizer(params, lr=1e-2, state_format=style, backend=backend)
     optimizer.step()
-    dtypes = [optimizer.state[p][optimizer.rule.states[-1]].dtype for p in params]
+    dtypes = [state_formats.stored(optimizer.state[p], optimizer.rule)[-1].dtype for p in params]
     assert dtypes[:2] == [torch.float32, torch.float64]
-    assert dtypes[2] == {"bf16": torch.bfloat16, "q8": torch.uint8}[style]
+    assert dtypes[2] == {"bf16": torch.bfloat16, "q8": torch.uint8, "packed16": torch.int16}[style]
 
 
 def test_bytes(case, style):
@@ -202,8 +208,8 @@ def test_bytes(case, style):
     state = optimizer.state[param]
     size = sum(value.untyped_storage().nbytes() for key, value in state.items() if key != "step")
     states = len(case.optimizer.rule.states)
-    assert size / param.numel() == pytest.approx(states * state_formats.FORMATS[style], rel=1e-3)
-    assert size / param.numel() <= {"bf16": 2.0, "q8": 3.2 / 3}[style] * states
+    assert size / param.numel() == pytest.approx(state_formats.bytes_of(style, optimizer.rule), rel=1e-3)
+    assert size / param.numel() <= {"bf16": 2.0 * states, "q8": 3.2 / 3 * states, "packed16": 2.3}[style]
 
 
 def test_settings_changed_between_steps(backend, generator):
@@ -212,10 +218,12 @@ def test_settings_changed_between_steps(backend, generator):
     optimizer = VSGD([param], lr=1e-2, backend=backend)
     param.grad = gradient(param, generator)
     outcomes = []
-    for style in ("q8", "fp32", "bf16"):
+    for style in ("q8", "packed16", "fp32", "packed16", "bf16"):
         optimizer.param_groups[0]["state_format"] = style
         optimizer.step()
-        assert state_formats.format_of([optimizer.state[param]["bg"]]) == style
+        state = optimizer.state[param]
+        assert state_formats.format_of(state_formats.stored(state, optimizer.rule)) == style
+        assert len(state) == 1 + len(state_formats.keys(style, optimizer.rule)) + state_formats.has_blocks(style)
     twin = copy.deepcopy(optimizer)
     twin_param = twin.param_groups[0]["params"][0]
     for own, own_param, seed in ((optimizer, param, 0), (twin, twin_param, 1)):
@@ -229,7 +237,7 @@ def test_settings_changed_between_steps(backend, generator):
 
 def test_refused():
     param = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match="state_format must be one of 'fp32', 'bf16', 'q8', got 'int4'"):
+    with pytest.raises(ValueError, match="state_format must be one of 'fp32', 'bf16', 'q8', 'packed16', got 'int4'"):
         VSGD([param], state_format="int4")
     with pytest.raises(ValueError, match=r"seed must be at least 0 and below 2\^63, got -1"):
         VSGD([param], seed=-1)

@@ -52,13 +52,13 @@ class Batch:
         names: what errors call each parameter.
         params: parameters, any layout without overlap, of `DTYPES`, all on one device.
         lows: for each 16-bit parameter its `low` (see formats.py), None where it has none; same shape and device.
-        states: for each parameter its states in the rule's order, in a format of state_formats.py; same shape and
-            device.
+        states: for each parameter its states in the rule's order, or the one tensor that holds them, in a format of
+            state_formats.py; same shape and device.
         steps: for each parameter the number of steps it has taken, float32 and 0-dimensional; on the CPU, or on the
             parameters' device where `capturable`.
         hyper: [groups, hyperparameters] float64 on the CPU, columns as in `Rule.hyper`.
         groups: for each parameter its row of `hyper`.
-        blocks: for each parameter in format q8 its blocks' words, None for the others.
+        blocks: for each parameter whose format has blocks their words, None for the others.
         seeds: for each parameter that of its group.
         places: for each parameter its number in its optimizer; with the seed, what its random bits are made from.
         variances: for each parameter, where the rule takes samples, their variance about the gradient, in the dtype
@@ -150,7 +150,7 @@ def check_param(name: str, param: Tensor) -> None:
 def check_states(name: str, rule: Rule, states: Sequence[Tensor], blocks: Tensor | None, param: Tensor) -> None:
     """Raises TypeError or ValueError where states, or the blocks of their format, do not fit their parameter."""
     style = state_formats.format_of(states)
-    for key, state in zip(rule.states, states, strict=True):
+    for key, state in zip(state_formats.keys(style, rule), states, strict=True):
         dtype = state_formats.state_dtype(style, key, rule, param.dtype)
         _check_written(f"state {key!r} of {name}", state, param, dtype)
         if style != "fp32" and not (state_formats.is_dense(state) and state.stride() == states[0].stride()):
@@ -158,7 +158,7 @@ def check_states(name: str, rule: Rule, states: Sequence[Tensor], blocks: Tensor
                 f"states of {name} in format {style!r} must be dense and all of the same strides, "
                 f"got {state.stride()} for {key!r} of shape {tuple(state.shape)}"
             )
-    if style != "q8":
+    if not state_formats.has_blocks(style):
         return
     if not isinstance(blocks, Tensor):
         raise TypeError(f"state {state_formats.BLOCKS!r} of {name} must be a tensor, got {blocks!r}")

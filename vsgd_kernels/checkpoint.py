@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import checkpoint_layout, formats, hyperparameters, row_blocks, state_formats
 from .batch import DTYPES
-from .checkpoint_layout import count, has_data
+from .checkpoint_layout import count, has_data, narrowed
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
+from .state_formats import BLOCKS, PACKED
 
 #: Of what `state_dict` returns.
 VERSION = 1
@@ -114,7 +115,7 @@ def authors_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         groups.append({**settings, "params": list(group["params"])})
         for i in set(group["params"]) & own["state"].keys():
             state = own["state"][i]
-            numbers = state_formats.decode(rule, [state[k] for k in rule.states], state.get(state_formats.BLOCKS))
+            numbers = state_formats.decoded(state, rule)
             scalars["step"] = float(state["step"])
             states[i] = {key: number.clone() for key, number in zip(rule.states, numbers, strict=True)}
             states[i].update(
@@ -152,13 +153,14 @@ def _convert_held(
 ) -> dict[str, Any]:
     """`_convert_state` of what this process holds."""
     style = state_formats.format_for(own_group["state_format"], param.dtype, param.numel())
+    state = narrowed(state)
     if not any(map(is_traceable_wrapper_subclass, (param, *state.values()))):
         return _convert_state(name, state, group, rule, param, style, own_group)
     from . import sharded_checkpoint, sharding  # here, for torch.distributed.tensor takes long to import
 
     held, own = sharded_checkpoint.held_state(name, rule, param, state), sharding.local(param)
-    converted = _convert_state(name, held, group, rule, own, style, own_group)
-    for key in (*rule.states, "low"):
+    converted = _convert_state(name, narrowed(held), group, rule, own, style, own_group)
+    for key in (*rule.states, PACKED, "low"):
         if key in converted:
             converted[key] = Exact(sharding.like(param, converted[key].tensor))
     return converted
@@ -176,20 +178,21 @@ def _convert_state(
     if not state:
         return {}  # not stepped yet: it starts from the prior
     step = count(name, state.get("step", group.get("step")))
-    if step == 0 and not any(key in state for key in rule.states):
+    keys = state_formats.keys_in(state, rule)
+    if step == 0 and not any(key in state for key in keys):
         return {}
-    if missing := [key for key in rule.states if key not in state]:
+    if missing := [key for key in keys if key not in state]:
         raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
     converted: dict[str, Any] = {
         key: Exact(value.detach().clone()) if isinstance(value, Tensor) else value
         for key, value in state.items()  # what somebody else keeps there, as torch's optimizers do
-        if key not in (*rule.states, "low", state_formats.BLOCKS, *_FOREIGN_ENTRIES)
+        if key not in (*rule.states, PACKED, BLOCKS, "low", *_FOREIGN_ENTRIES)
     }
     converted["step"] = Exact(torch.tensor(step, dtype=torch.float32, device="cpu"))
-    for key in rule.states:
+    for key in keys:
         _check_saved(f"{name}: expected {key}", state[key], param)
     state = row_blocks.resolved(name, rule, param.shape, state)
-    saved = [state[key] for key in rule.states]
+    saved = state_formats.stored(state, rule)
     blocks = _check_blocks(name, state, rule, param)
     values = state_formats.decode(rule, saved, blocks)
     if step == 0 and not any(map(torch.any, values)):
@@ -212,11 +215,10 @@ def _in_format(
 ) -> dict[str, Tensor]:
     """The saved states, which stand for `values`, as a parameter keeps them: as they are, or coded anew."""
     states, own_blocks = state_formats.empty(style, rule, param)
-    as_saved = style != "fp32" and all(
-        old.dtype == new.dtype and (blocks is None or old.stride() == new.stride())
-        for old, new in zip(saved, states, strict=True)
+    as_saved = style == state_formats.format_of(saved) and (
+        blocks is None or all(old.stride() == new.stride() for old, new in zip(saved, states, strict=True))
     )
-    if as_saved:
+    if as_saved and style != "fp32":
         for own, old in zip(states, saved, strict=True):
             own.copy_(old)
         if own_blocks is not None and blocks is not None:
@@ -231,28 +233,30 @@ def _in_format(
 
 
 def _check_blocks(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor) -> Tensor | None:
-    """The blocks of a saved state in format q8."""
-    saved = [state[key] for key in rule.states]
-    if state_formats.format_of(saved) != "q8":
-        for key, own in zip(rule.states, saved, strict=True):
+    """The blocks of a saved state whose format has them."""
+    keys = state_formats.keys_in(state, rule)
+    saved = [state[key] for key in keys]
+    style = "packed16" if PACKED in state else state_formats.format_of(saved)
+    if not state_formats.has_blocks(style):
+        for key, own in zip(keys, saved, strict=True):
             if own.dtype not in DTYPES:
                 raise ValueError(f"{name}: expected {key} of {', '.join(map(str, DTYPES))}, found {own.dtype}")
-        if state_formats.BLOCKS in state:
-            raise ValueError(f"{name}: expected no {state_formats.BLOCKS}, found them beside {saved[0].dtype}")
+        if BLOCKS in state:
+            raise ValueError(f"{name}: expected no {BLOCKS}, found them beside {saved[0].dtype}")
         return None
-    for key, codes in zip(rule.states, saved, strict=True):
-        dtype = state_formats.state_dtype("q8", key, rule, param.dtype)
+    for key, codes in zip(keys, saved, strict=True):
+        dtype = state_formats.state_dtype(style, key, rule, param.dtype)
         if codes.dtype != dtype or not state_formats.is_dense(codes):
             raise ValueError(f"{name}: expected {key} to be dense and {dtype}, found {codes.dtype}, {codes.stride()}")
-    blocks = state.get(state_formats.BLOCKS)
+    blocks = state.get(BLOCKS)
     shape = state_formats.blocks_shape(rule, param.numel())
     if not isinstance(blocks, Tensor) or blocks.shape != shape or blocks.dtype != torch.int32:
         found = f"{blocks.dtype}, {tuple(blocks.shape)}" if isinstance(blocks, Tensor) else repr(blocks)
-        raise ValueError(f"{name}: expected {state_formats.BLOCKS} of torch.int32 and shape {shape}, found {found}")
+        raise ValueError(f"{name}: expected {BLOCKS} of torch.int32 and shape {shape}, found {found}")
     if not has_data(blocks):
-        raise ValueError(f"{name}: expected {state_formats.BLOCKS} to have data, found it on {blocks.device}")
-    if wrong := state_formats.wrong_word(rule, blocks) or state_formats.wrong_code(rule, saved, blocks):
-        raise ValueError(f"{name}: expected {state_formats.BLOCKS} as this package writes them, found {wrong}")
+        raise ValueError(f"{name}: expected {BLOCKS} to have data, found it on {blocks.device}")
+    if wrong := state_formats.wrong_word(rule, saved, blocks) or state_formats.wrong_code(rule, saved, blocks):
+        raise ValueError(f"{name}: expected {BLOCKS} as this package writes them, found {wrong}")
     return blocks
 
 
@@ -260,8 +264,6 @@ def _convert_low(name: str, state: Mapping[str, Any], param: Tensor, master_weig
     low: Any = state.get("low")
     if "low" in state:
         _check_saved(f"{name}: expected low", low, param)
-        if low.dtype == torch.int32 and bool((low == low.to(torch.int16)).all()):
-            low = low.to(torch.int16)  # sharded_checkpoint.py widened it
         if (found := low.dtype) not in (dtypes := [dtype for dtype in MASTER_WEIGHTS.values() if dtype]):
             raise ValueError(f"{name}: expected low of {' or '.join(map(str, dtypes))}, found {found}")
     return formats.converted_low(param, low, formats.low_dtype(master_weights, param.dtype))

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .hyperparameters import entries
 from .rules import Rule
+from .state_formats import PACKED
 
 #: Settings without which the checkpoints of older optimizers are loaded all the same.
 _OPTIONAL = ("maximize",)
@@ -36,7 +38,7 @@ def check_owners(state_dict: Mapping[str, Any], rule: Rule) -> None:
     for i, state in state_dict["state"].items():
         if i in counts:
             _check_kind(f"state of parameter {i}", state, Mapping, "a dict")
-        elif isinstance(state, Mapping) and any(key in state for key in rule.states):
+        elif isinstance(state, Mapping) and any(key in state for key in (*rule.states, PACKED)):
             raise ValueError(f"state: expected that of the parameters in param_groups, found one of {i!r}")
 
 
@@ -53,6 +55,18 @@ def count(name: str, step: Any) -> float:
 def has_data(tensor: Tensor) -> bool:
     """Whether its elements can be read."""
     return tensor.layout == torch.strided and tensor.device.type != "meta"
+
+
+def narrowed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state with what has 16 bits in as many: sharded_checkpoint.py widens it."""
+    own = dict(state)
+    for key in (PACKED, "low"):
+        value = own.get(key)
+        if not isinstance(value, Tensor) or value.dtype != torch.int32 or is_traceable_wrapper_subclass(value):
+            continue
+        if has_data(value) and bool((value == value.to(torch.int16)).all()):
+            own[key] = value.to(torch.int16)
+    return own
 
 
 def _check_group(name: str, group: Any, rule: Rule) -> None:

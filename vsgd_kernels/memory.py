@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .formats import MASTER_WEIGHTS, low_dtype
 from .rules import VSGD, Rule, arithmetic_dtype
-from .state_formats import FORMATS, SMALLEST
+from .state_formats import FORMATS, SMALLEST, bytes_of
 
 
 class Usage(NamedTuple):
@@ -58,8 +58,8 @@ def usage_of_count(params: float, dtype: torch.dtype, rule: Rule = VSGD) -> list
 def _usage(tensors: list[tuple[torch.dtype, float]], rule: Rule) -> list[Usage]:
     own = sum(dtype.itemsize * n for dtype, n in tensors)
     rows = []
-    for name, width in FORMATS.items():
-        states = sum(len(rule.states) * _state_bytes(name, width, dtype, n) * n for dtype, n in tensors)
+    for name in FORMATS:
+        states = sum(_state_bytes(name, rule, dtype, n) * n for dtype, n in tensors)
         if rule.samples:
             states += sum(arithmetic_dtype(dtype).itemsize * n for dtype, n in tensors)
         for kind, masters in _masters(tensors).items():
@@ -77,9 +77,9 @@ def _masters(tensors: list[tuple[torch.dtype, float]]) -> dict[str, float]:
     return sizes if any(sizes.values()) else {"": 0.0}
 
 
-def _state_bytes(name: str, width: float, dtype: torch.dtype, n: float) -> float:
+def _state_bytes(name: str, rule: Rule, dtype: torch.dtype, n: float) -> float:
     coded = name != "fp32" and dtype != torch.float64 and n >= SMALLEST
-    return width if coded else arithmetic_dtype(dtype).itemsize
+    return bytes_of(name, rule) if coded else len(rule.states) * arithmetic_dtype(dtype).itemsize
 
 
 def as_text(rows: list[Usage]) -> str:

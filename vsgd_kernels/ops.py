@@ -8,7 +8,7 @@ from torch import Tensor
 from . import backends, state_formats
 from .batch import Batch, Gradients
 from .formats import is_16_bit
-from .rules import RULES
+from .rules import RULES, Rule
 
 
 class Launch:
@@ -79,7 +79,7 @@ def step(
         grads: gradients; for a rule that takes samples, after the last of them the variances of each one's samples.
         lows: those of the 16-bit parameters, int16 or int8.
         states: states, those of the first parameter first, in any format of `state_formats`.
-        blocks: those of the parameters whose states are in format q8.
+        blocks: those of the parameters whose states are in a format with blocks.
         steps: step counts.
         hyper: hyperparameters, a row a group.
         groups: each parameter's row of `hyper`.
@@ -99,20 +99,20 @@ def step(
     if not params:
         return
     names = [f"params[{i}]" for i in range(len(params))]
-    n, k = len(params), len(RULES[rule].states)
+    n = len(params)
     for i in without_low or ():
         if not 0 <= i < n or not is_16_bit(params[i].dtype):
             raise ValueError(f"without_low must hold places of 16-bit parameters in params, 0 to {n - 1}, got {i}")
     has_low = [is_16_bit(param.dtype) and i not in (without_low or ()) for i, param in enumerate(params)]
-    lengths = [len(operand) for operand in (grads, lows, states, steps, groups)]
+    groups_of_states = _by_parameter(states, RULES[rule])
+    lengths = [len(operand) for operand in (grads, lows, groups_of_states, steps, groups)]
     read = 2 * n if RULES[rule].samples else n
-    if lengths != [read, sum(has_low), n * k, n, n]:
+    if lengths != [read, sum(has_low), n, n, n]:
         raise ValueError(
-            f"grads, lows, states, steps and groups must have {read}, {sum(has_low)}, {n * k}, {n} and {n} entries "
-            f"for these params, got {lengths}"
+            f"grads, lows, states, steps and groups must have {read}, {sum(has_low)}, those of {n} parameters, {n} and "
+            f"{n} entries for these params, got {lengths}"
         )
-    groups_of_states = [tuple(states[i : i + k]) for i in range(0, n * k, k)]
-    coded = [state_formats.format_of(own) == "q8" for own in groups_of_states]
+    coded = [state_formats.has_blocks(state_formats.format_of(own)) for own in groups_of_states]
     if len(blocks) != sum(coded):
         raise ValueError(f"blocks must have {sum(coded)} entries for these states, got {len(blocks)}")
     low, block = iter(lows), iter(blocks)
@@ -132,6 +132,16 @@ def step(
         capturable,
     )
     Launch(batch, grads[:n], backend).run(Gradients.of(grads[:n]), grad_scale, found_inf)
+
+
+def _by_parameter(states: list[Tensor], rule: Rule) -> list[tuple[Tensor, ...]]:
+    """The states of each parameter, as many as its format has; what is left over, one by one."""
+    own = []
+    while states:
+        count = len(state_formats.keys(state_formats.format_of(states), rule))
+        own.append(tuple(states[: count if count <= len(states) else 1]))
+        states = states[len(own[-1]) :]
+    return own
 
 
 @step.register_fake

@@ -31,7 +31,8 @@ def complete(state: dict[str, Any], rule: Rule, param: Tensor, numel: int, setti
         state.update(state_formats.initial(style, rule, param, initial))
     elif _is_in_another_format(state, rule, param, style):
         converted = state_formats.converted(style, rule, param, state)
-        state.pop(state_formats.BLOCKS, None)
+        for key in (*state_formats.keys_in(state, rule), state_formats.BLOCKS):
+            state.pop(key, None)
         state.update(converted)
     _complete_low(state, param, formats.low_dtype(settings.master_weights, param.dtype))
     if isinstance(step := state.get("step"), Tensor) and step.device != device:
@@ -56,7 +57,8 @@ def _complete_low(state: dict[str, Any], param: Tensor, dtype: torch.dtype | Non
 
 def _is_in_another_format(state: dict[str, Any], rule: Rule, param: Tensor, style: str) -> bool:
     """Whether a group's format has changed."""
-    states = [own for key in rule.states if isinstance(own := state.get(key), Tensor)]
-    if len(states) < len(rule.states) or any(own.shape != param.shape for own in states):
+    keys = state_formats.keys_in(state, rule)
+    states = [own for key in keys if isinstance(own := state.get(key), Tensor)]
+    if len(states) < len(keys) or any(own.shape != param.shape for own in states):
         return False
     return state_formats.format_of(states) != style

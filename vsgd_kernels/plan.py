@@ -15,7 +15,7 @@ from .formats import low_dtype
 from .hyperparameters import SEEDS, Settings
 from .ops import Launch
 from .rules import Rule
-from .state_formats import BLOCKS
+from .state_formats import BLOCKS, keys_in, stored
 
 ParamGroups = list[dict[str, Any]]
 Variances = dict[Tensor, Tensor]
@@ -99,7 +99,7 @@ class Plan:
         self._states = [state[op.param] for op in operands]
         with_low = [low_dtype(settings[op.group].master_weights, op.param.dtype) is not None for op in operands]
         for op, own, has_low in zip(operands, self._states, with_low, strict=True):
-            keys = ("step", *rule.states, *(("low",) if has_low else ()))
+            keys = ("step", *keys_in(own, rule), *(("low",) if has_low else ()))
             if missing := [key for key in keys if key not in own]:
                 raise ValueError(f"state of {op.name} has no {missing[0]!r}")
         self._settings = settings
@@ -112,7 +112,7 @@ class Plan:
                 [operands[i].name for i in indices],
                 [operands[i].param for i in indices],
                 [self._states[i]["low"] if with_low[i] else None for i in indices],
-                [tuple(self._states[i][key] for key in rule.states) for i in indices],
+                [tuple(stored(self._states[i], rule)) for i in indices],
                 [self._states[i]["step"] for i in indices],
                 self._hyper,
                 [operands[i].group for i in indices],

@@ -1,4 +1,4 @@
-"""q8's words by rows of a parameter, for checkpoints of parameters that several processes hold some rows of each.
+"""Words of blocks by rows of a parameter, for checkpoints of parameters that several processes hold some rows of each.
 
 A block is `CODES` elements of what one process holds, so that its words mean nothing where the parameter is cut
 otherwise. By rows they do: a row has the words of all blocks that it touches, and the number of its first element in
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import state_formats
 from .noise import CODES
 from .rules import Rule
-from .state_formats import BLOCKS
+from .state_formats import BLOCKS, keys_in
 
 
 def width(rule: Rule, shape: Sequence[int]) -> int:
@@ -65,21 +65,21 @@ def resolved(name: str, rule: Rule, shape: Sequence[int], state: Mapping[str, An
     Raises:
         ValueError: the words are none that this package writes.
     """
-    rows = state.get(BLOCKS)
-    codes = [own for key in rule.states if isinstance(own := state.get(key), Tensor) and own.shape == shape]
+    rows, keys = state.get(BLOCKS), keys_in(state, rule)
+    codes = [own for key in keys if isinstance(own := state.get(key), Tensor) and own.shape == shape]
     if not isinstance(rows, Tensor) or not shape or rows.shape != (shape[0], width(rule, shape)):
         return state
-    if len(codes) < len(rule.states):
+    if len(codes) < len(keys):
         return state  # the checks of a state say so
     if rows.dtype != torch.int32 or bool(((rows[:, -1] < 0) | (rows[:, -1] >= CODES)).any()):
         raise ValueError(f"{name}: expected {BLOCKS} by rows as this package writes them, found {rows.dtype}, {rows}")
     if (blocks := to_blocks(rule, rows, shape)) is not None:
         return {**state, BLOCKS: blocks}
     words = each_word(rule, rows, shape)
-    if wrong := state_formats.wrong_word(rule, words):
+    if wrong := state_formats.wrong_word(rule, codes, words):
         raise ValueError(f"{name}: expected {BLOCKS} as this package writes them, found {wrong}")
     values = state_formats.decode_by_words(rule, codes, words)
-    others = {key: value for key, value in state.items() if key != BLOCKS}
+    others = {key: value for key, value in state.items() if key not in (*keys, BLOCKS)}
     return {**others, **dict(zip(rule.states, values, strict=True))}
 
 

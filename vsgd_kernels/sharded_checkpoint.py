@@ -12,26 +12,24 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from . import row_blocks, state_formats
 from .rules import Rule
 from .sharding import is_of_rows, like, local
-from .state_formats import BLOCKS
+from .state_formats import BLOCKS, PACKED
 
 
 def saved_state(rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's state for a state_dict: q8's words by rows or, where no rows are held, its codes decoded.
+    """A parameter's state for a state_dict: words of blocks by rows or, where no rows are held, codes decoded.
 
-    A `low` of 16 bits has 32 there: neither gloo nor NCCL sends 16-bit integers.
+    What has 16 bits, as `low` may have, has 32 there: neither gloo nor NCCL sends 16-bit integers.
     """
     if not isinstance(param, DTensor):
         return dict(state)
-    if "low" in state and state["low"].dtype == torch.int16:
-        state = {**state, "low": state["low"].int()}
     if BLOCKS not in state:
-        return dict(state)
+        return _widened(state)
     if is_of_rows(param):
         rows = row_blocks.by_rows(rule, state[BLOCKS], local(param).shape)
-        return {**state, BLOCKS: like(param, rows, (param.shape[0], rows.shape[1]))}
-    values = state_formats.decode(rule, [local(state[key]) for key in rule.states], state[BLOCKS])
+        return {**_widened(state), BLOCKS: like(param, rows, (param.shape[0], rows.shape[1]))}
+    values = state_formats.decoded({key: local(value) for key, value in state.items()}, rule)
     decoded = {key: like(param, value) for key, value in zip(rule.states, values, strict=True)}
-    return {key: value for key, value in {**state, **decoded}.items() if key != BLOCKS}
+    return {**_widened(_without_codes(state)), **decoded}
 
 
 def held_state(name: str, rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,15 +47,26 @@ def held_state(name: str, rule: Rule, param: Tensor, state: Mapping[str, Any]) -
     if isinstance(param, DTensor) and not any(isinstance(value, DTensor) for value in state.values()):
         state = row_blocks.resolved(name, rule, param.shape, state)
         if BLOCKS in state:  # of the whole parameter: they mean nothing for a part
-            values = state_formats.decode(rule, [state[key] for key in rule.states], state[BLOCKS])
-            state = {key: value for key, value in state.items() if key != BLOCKS}
-            state.update(zip(rule.states, values, strict=True))
+            values = state_formats.decoded(state, rule)
+            state = {**_without_codes(state), **dict(zip(rule.states, values, strict=True))}
     return {
         key: _held(f"{name}: expected {key}", param, value, key != BLOCKS)
-        if isinstance(value, Tensor) and key in (*rule.states, "low", BLOCKS)
+        if isinstance(value, Tensor) and key in (*rule.states, PACKED, "low", BLOCKS)
         else value
         for key, value in state.items()
     }
+
+
+def _without_codes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in (PACKED, BLOCKS)}
+
+
+def _widened(state: Mapping[str, Any]) -> dict[str, Any]:
+    own = dict(state)
+    for key in (PACKED, "low"):
+        if key in own and own[key].dtype == torch.int16:
+            own[key] = own[key].int()
+    return own
 
 
 def _held(expected: str, param: Tensor, value: Tensor, is_elementwise: bool) -> Tensor:

@@ -145,8 +145,7 @@ class VSGD(FusedOptimizer):
     def _posterior(self, param: Tensor, row: tuple[float, ...]) -> Posterior:
         dtype = rules.arithmetic_dtype(param.dtype)
         if state := self.state.get(param):
-            states = [state[name] for name in self.rule.states]
-            mug, bg, bhg = state_formats.decode(self.rule, states, state.get(state_formats.BLOCKS))
+            mug, bg, bhg = state_formats.decoded(state, self.rule)
             next_step = state["step"].item() + 1
         else:
             mug, bg, bhg = (torch.full_like(param, x, dtype=dtype) for x in self.rule.initial(row, dtype))

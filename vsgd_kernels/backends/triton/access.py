@@ -65,3 +65,10 @@ def store(at, value, mask, MASKED: tl.constexpr):
         tl.store(at, value, mask=mask, eviction_policy="evict_first")
     else:
         tl.store(at, value)
+
+
+@triton.jit
+def state_at(row, layouts, index, k: tl.constexpr, dtype: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr):
+    """Where elements of the k-th of the tensors are that hold the states."""
+    offsets = offsets_of(row, layouts, index, OPERAND_STATE + k, STRIDED)
+    return pointer(entry(row + STATE + k), dtype, ALIGN) + offsets

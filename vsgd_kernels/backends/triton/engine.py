@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...rules import BOUNDS, Rule, arithmetic_dtype
+from ...state_formats import keys
 from .. import device
 from ..device import Launch, Path, Prepared
 from .kernel import count_kernel, step_kernel
@@ -38,6 +39,7 @@ def step_constants(rule: Rule, path: Path, chunk: int, warps: int) -> dict[str, 
         "LOAD": FORMATS[path.format][0],
         "STORE": FORMATS[path.format][1],
         "STATES": len(rule.states),
+        "STORED": len(keys(path.format, rule)),
         "RATES": sum((key in rule.rates) << k for k, key in enumerate(rule.states)),
         "DRAWS": rule.draws,
         "SAMPLES": rule.samples,

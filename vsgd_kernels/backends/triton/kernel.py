@@ -13,9 +13,9 @@ import triton.language as tl
 from . import access
 from .access import entry, load, offsets_of, pointer, store
 from .formats import load_param, stored_param, widen
+from .noise import master_noise, noise_of
 from .philox import random_words
 from .rules import bounded, bounded_variance
-from .states import master_noise, noise_of
 
 
 @triton.jit
@@ -67,6 +67,7 @@ def step_kernel(
     LOAD: tl.constexpr,  # the states' format: see states.py
     STORE: tl.constexpr,
     STATES: tl.constexpr,
+    STORED: tl.constexpr,  # tensors that hold the states
     RATES: tl.constexpr,  # a bit for each state that is a rate
     DRAWS: tl.constexpr,  # whether the rule takes random bits
     SAMPLES: tl.constexpr,  # whether the rule takes a variance of samples
@@ -102,19 +103,22 @@ def step_kernel(
     for i in range(CHUNK // BLOCK):
         first = start + i * BLOCK
         if first + BLOCK <= numel:
-            _block(row, gradient, layouts, first, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE, STATES,
-                   RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE,
+                   STATES, STORED, RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED,
+                   BLOCK)  # fmt: skip
         elif first < numel:
-            _block(row, gradient, layouts, first, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE, STATES,
-                   RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED, BLOCK)  # fmt: skip
+            _block(row, gradient, layouts, first, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE,
+                   STATES, STORED, RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED,
+                   BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _block(
     row, gradient, layouts, first, numel, s, t, factor, noise, MASKED: tl.constexpr,
-    UPDATE: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr, STATES: tl.constexpr, RATES: tl.constexpr,
-    DRAWS: tl.constexpr, SAMPLES: tl.constexpr, EXTRA: tl.constexpr, PARAM: tl.constexpr, ARITHMETIC: tl.constexpr,
-    TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+    UPDATE: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr, STATES: tl.constexpr, STORED: tl.constexpr,
+    RATES: tl.constexpr, DRAWS: tl.constexpr, SAMPLES: tl.constexpr, EXTRA: tl.constexpr, PARAM: tl.constexpr,
+    ARITHMETIC: tl.constexpr, TINY: tl.constexpr, BIG: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Steps elements [first, first + BLOCK) of a tensor, as far as there are any."""
     index = first + tl.arange(0, BLOCK)
@@ -135,7 +139,7 @@ def _block(
     if DRAWS:
         extra = random_words(row, first, t, BLOCK)
     elif SAMPLES:
-        offsets = offsets_of(row, layouts, index, access.OPERAND_STATE + STATES, STRIDED)
+        offsets = offsets_of(row, layouts, index, access.OPERAND_STATE + STORED, STRIDED)
         at = pointer(entry(row + access.VARIANCE), ARITHMETIC, ALIGN) + offsets
         extra = bounded_variance(load(at, mask, MASKED) * factor * factor, BIG)
     else:

@@ -1,0 +1,94 @@
+// packed16 in loops, for run_cpu.h's blocks: the numbers of each state lie in an array of their own.
+#pragma once
+
+#include "packed.h"
+
+namespace vsgd {
+
+// The numbers of n codes, from the block's element `first` on.
+template <int states>
+VSGD_FN void decode_packed(const Packed16* codes, float (*__restrict numbers)[kCodes], int64_t first, int64_t n,
+                           const uint32_t* words) {
+  const auto coding = Packed<states>::of(words);
+  const auto decode = [&](int64_t i, bool marked) {
+    float state[states];
+    if (marked) {
+      coding.numbers_or_nan(codes[i].bits, state);
+    } else {
+      coding.numbers(codes[i].bits, state);
+    }
+    for (int k = 0; k < states; ++k) numbers[k][first + i] = state[k];
+  };
+  if (coding.marked) {
+    for (int64_t i = 0; i < n; ++i) decode(i, true);
+  } else {
+    for (int64_t i = 0; i < n; ++i) decode(i, false);
+  }
+}
+
+template <int states>
+VSGD_FN void states_of(const float (*numbers)[kCodes], int64_t i, float* state) {
+  for (int k = 0; k < states; ++k) state[k] = numbers[k][i];
+}
+
+// Adds the elements of a block to a range, of each what `number` says of its states; of NaN, that they are there.
+template <int states, class Number>
+VSGD_FN void include_all(Range& range, const float (*numbers)[kCodes], int64_t n, bool nan, const Number& number) {
+  for (int64_t i = 0; i < n; ++i) {
+    float state[states];
+    states_of<states>(numbers, i, state);
+    const float x = number(i, state);
+    if (nan) {
+      include(range, has_nan<states>(state) ? bit_cast<float>(kNan) : x);
+    } else {
+      range.high = larger(range.high, magnitude(x));
+      range.depth = larger(range.depth, kDeepest - magnitude(x));
+    }
+  }
+}
+
+// Writes the words of a block of n elements; random: the first's bits.
+template <int states>
+VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32_t* words, uint32_t random) {
+  Range ranges[states], means;
+  bool nan = false;
+  for (int k = 0; k < states; ++k) {
+    include_all<states>(ranges[k], numbers, n, false, [&](int64_t, const float* state) { return state[k]; });
+    nan |= ranges[k].high > kInfinity;
+  }
+  for (int k = 1; nan && k < states; ++k) {
+    ranges[k] = Range();
+    include_all<states>(ranges[k], numbers, n, true, [&](int64_t, const float* state) { return state[k]; });
+  }
+  Packed<states>::find_rate_words(ranges, words);
+  const auto rates = Packed<states>::of(words);
+  const auto in_units = [&](int64_t i, const float* state) {
+    return rates.in_units(state, random + uint32_t(i) * kGolden);
+  };
+  if (nan) {
+    include_all<states>(means, numbers, n, true, in_units);
+  } else {
+    include_all<states>(means, numbers, n, false, in_units);
+  }
+  words[0] = Packed<states>::mean_word(means);
+}
+
+// Codes n elements, from the block's element `first` on; random: that one's bits.
+template <int states>
+VSGD_FN void encode_packed(const float (*numbers)[kCodes], int64_t first, int64_t n, Packed16* __restrict codes,
+                           const uint32_t* words, uint32_t random) {
+  const auto coding = Packed<states>::of(words);
+  const auto encode = [&](int64_t i, bool marked) {
+    float state[states];
+    states_of<states>(numbers, first + i, state);
+    const uint32_t bits = random + uint32_t(i) * kGolden;
+    codes[i].bits = marked ? coding.code_or_nan(state, bits) : coding.code(state, bits);
+  };
+  if (coding.marked) {
+    for (int64_t i = 0; i < n; ++i) encode(i, true);
+  } else {
+    for (int64_t i = 0; i < n; ++i) encode(i, false);
+  }
+}
+
+}  // namespace vsgd
