@@ -86,6 +86,7 @@ class Entry(NamedTuple):
 _VSGD_BYTES = 4 * (2 + 3 * 2 + 1)
 _VSGD_BF16_BYTES = 4 * 3 + 3 * 2 * 2
 _VSGD_Q8_BYTES = 4 * 3 + 3 * 2  # and 0.19 of its blocks
+_VSGD_PACKED16_BYTES = 4 * 3 + 2 * 2  # and as much
 _ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)  # and every rule of two states
 
 
@@ -113,6 +114,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
     "vsgd (fused, bf16)": Entry(_coded("bf16"), _VSGD_BF16_BYTES),
     "vsgd (fused, q8)": Entry(_coded("q8"), _VSGD_Q8_BYTES),
+    "vsgd (fused, packed16)": Entry(_coded("packed16"), _VSGD_PACKED16_BYTES),
     "constantvsgd (fused)": Entry(lambda params: vsgd_kernels.ConstantVSGD(params, lr=1e-2), _ADAMW_BYTES),
     "samplevsgd (fused)": Entry(lambda params: vsgd_kernels.SampleVSGD(params, lr=1e-2), _VSGD_BYTES + 4),
     "stochgradadam (fused)": Entry(lambda params: vsgd_kernels.StochGradAdam(params, lr=1e-2), _ADAMW_BYTES),
@@ -131,6 +133,7 @@ GPU_OPTIMIZERS: dict[str, Entry] = {
     "vsgd (triton, bf16)": Entry(_coded("bf16", "triton"), _VSGD_BF16_BYTES),
     "vsgd (triton, q8)": Entry(_coded("q8", "triton"), _VSGD_Q8_BYTES),
     "vsgd (cuda, q8)": Entry(_coded("q8", "cuda"), _VSGD_Q8_BYTES),
+    "vsgd (triton, packed16)": Entry(_coded("packed16", "triton"), _VSGD_PACKED16_BYTES),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }
 

@@ -87,7 +87,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for style, dashes in zip(FORMATS, ("-", "--", ":"), strict=True):  # they lie upon each other
+    for style, dashes in zip(FORMATS, ("-", "--", ":", "-."), strict=True):  # they lie upon each other
         runs = [smooth(row["losses"]) for row in results["rows"] if row["format"] == style]
         steps = range(1, len(runs[0]) + 1)
         line = axes.plot(steps, [statistics.fmean(at) for at in zip(*runs, strict=True)], dashes, label=style)[0]

@@ -47,68 +47,24 @@ struct Gradients512 {
   }
 };
 
-// What rounds the codes of a turn.
-template <class Codes>
-struct Rounding {
-  __m512i of[kVectors];
-  VSGD_FN Rounding(int64_t turn, uint32_t start) {
-    for (int i = 0; i < kVectors; ++i) of[i] = Codes::rounding(turn + i * Vec::width, start);
-  }
-};
-
-template <class Rule>
-struct Numbers512 {
-  alignas(64) float of[Rule::states][kCodes];  // of each state of a block
-};
-
-// q8's codes and words of a block's states in which, of what was plain, NaN has come to be.
-template <class Rule, int k = 0>
-VSGD_FN void code_with_nan(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words, uint32_t start) {
-  if constexpr (k < Rule::states) {
-    constexpr bool rate = Rule::is_rate(k);
-    auto* codes = static_cast<uint8_t*>(states[k]);
-    encode<rate>(numbers.of[k], codes, kCodes, find_word<rate>(numbers.of[k], kCodes, codes, words + k), start);
-    code_with_nan<Rule, k + 1>(numbers, states, words, start);
-  }
-}
-template <class Rule>
-__attribute__((noinline)) void code_by_loops(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words,
-                                             uint32_t start) {
-  code_with_nan<Rule>(numbers, states, words, start);
-}
-
-// One plain block. Its states are gone through one after the other; which of them is a rate is known when this is compiled.
-template <class Rule, class P, class Codes>
+// One plain block. Coder: how its states are stored; it keeps their numbers.
+template <class Rule, class P, class Coder>
 class Block512 {
  public:
   using Scalars = typename Rule::template Scalars<Vec>;
 
   VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients)
-      : at_(at), gradients_(gradients), start_(at.noise.start(at.block, kStateNoise)) {}
+      : at_(at), gradients_(gradients), coder_(at.state, at.words, at.noise.start(at.block, kStateNoise)) {}
 
   // Whether `run` may be called.
-  template <int k = 0>
-  VSGD_FN bool is_plain() const {
-    if constexpr (k < Rule::states) {
-      return Codes::template plain<Rule::is_rate(k)>(stored(k), at_.words + k) && is_plain<k + 1>();
-    } else {
-      return gradients_.plain;
-    }
-  }
+  VSGD_FN bool is_plain() const { return coder_.is_plain() && gradients_.plain; }
 
-  // Words wait for all of a block's numbers, and meanwhile() gives the processor something else to do.
+  // pending: what the block before has left; and then what this one leaves. meanwhile() is called once.
   template <class Meanwhile>
-  VSGD_FN void run(const Scalars& s, const Meanwhile& meanwhile) {
-    Codes codes[Rule::states];
-    Range512 ranges[Rule::states];
-    read_words(codes);
-    infer(s, codes, ranges);
-    meanwhile();
-    if constexpr (Codes::has_words) {
-      if (!find_words(ranges, codes)) return code_copy();
-    }
-#pragma GCC unroll 2
-    for (int64_t turn = Codes::has_words ? 0 : kCodes - kTurn; turn < kCodes; turn += kTurn) code(turn, codes);
+  VSGD_FN void run(const Scalars& s, typename Coder::Pending& pending, const Meanwhile& meanwhile) {
+    coder_.open();
+    infer(s);
+    coder_.finish(pending, meanwhile);
   }
 
  private:
@@ -120,58 +76,15 @@ class Block512 {
     Vec mean, aux;
   };
 
-  VSGD_FN typename Codes::S* stored(int k) const { return static_cast<typename Codes::S*>(at_.state[k]); }
-
-  template <int k = 0>
-  VSGD_FN void read_words(Codes* codes) const {
-    if constexpr (Codes::has_words && k < Rule::states) {
-      codes[k] = Codes(Q8::of<Rule::is_rate(k)>(at_.words[k]));
-      read_words<k + 1>(codes);
-    }
-  }
-
-  // False where there are NaN.
-  template <int k = 0>
-  VSGD_FN bool find_words(const Range512* ranges, Codes* codes) const {
-    if constexpr (k < Rule::states) {
-      constexpr bool rate = Rule::is_rate(k);
-      const Range range = ranges[k].template range<rate>();
-      if (range.high > kInfinity || !find_words<k + 1>(ranges, codes)) return false;
-      at_.words[k] = q8_word<rate>(range);
-      codes[k] = Codes(Q8::of<rate>(at_.words[k]));
-    }
-    return true;
-  }
-
-  // The numbers of Vec::size elements from i on.
-  template <int k = 0>
-  VSGD_FN void load_states(const Codes* codes, int64_t i, Turn* turns, Vec* state) const {
-    if constexpr (k < Rule::states) {
-      constexpr bool rate = Rule::is_rate(k);
-      if (i % kTurn == 0) turns[k] = Codes::template open<rate>(stored(k) + i);
-      state[k] = codes[k].template numbers<rate>(turns[k], i % kTurn != 0);
-      load_states<k + 1>(codes, i, turns, state);
-    }
-  }
-
-  template <int k = 0>
-  VSGD_FN void store_states(int64_t i, const Vec* state, Range512* ranges) {
-    if constexpr (k < Rule::states) {
-      state[k].store(numbers_.of[k] + i);
-      if (Codes::has_words) ranges[k].template include<Rule::is_rate(k)>(i == 0, state[k]);
-      store_states<k + 1>(i, state, ranges);
-    }
-  }
-
   VSGD_FN void prefetch(int64_t turn) const {
     prefetch_turn(at_.param + turn);
     prefetch_turn(at_.grad + turn);
-    for (int k = 0; k < Rule::states; ++k) prefetch_turn(stored(k) + turn);
+    coder_.prefetch(turn);
   }
 
-  VSGD_FN Loaded load_ahead(const Scalars& s, const Codes* codes, int64_t i, Turn* turns) const {
+  VSGD_FN Loaded load_ahead(const Scalars& s, int64_t i) {
     Loaded loaded;
-    load_states(codes, i, turns, loaded.state);
+    coder_.load(i, loaded.state);
     loaded.gain = Rule::gain(loaded.state, s);
     // Here, for gcc would divide where the gain is used.
     for (__m512& part : loaded.gain.part) asm volatile("" : "+v"(part));
@@ -179,22 +92,23 @@ class Block512 {
   }
 
   // Infers, moves, and codes all but the last turn, where there are no words to find.
-  VSGD_FN void infer(const Scalars& s, const Codes* codes, Range512* ranges) {
-    Turn turns[Rule::states];
-    Loaded next = load_ahead(s, codes, 0, turns);
+  VSGD_FN void infer(const Scalars& s) {
+    Loaded next = load_ahead(s, 0);
     Inferred last;
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kCodes; i += Vec::size) {
       if (i % kTurn == 0) prefetch(i);
       Loaded own = next;
-      if (i + Vec::size < kCodes) next = load_ahead(s, codes, i + Vec::size, turns);
+      if (i + Vec::size < kCodes) next = load_ahead(s, i + Vec::size);
       Given<Vec> given;
       if constexpr (Rule::samples) given.variance = Vec::load(gradients_.variance + i);
       const Vec aux = Rule::infer(Vec::load(gradients_.ghat + i), own.gain, own.state, s, given);
-      store_states(i, own.state, ranges);
+      coder_.store(i, own.state);
       if (i > 0) move(i - Vec::size, last, s);
       last = {own.state[0], aux};
-      if (!Codes::has_words && i > 0 && i % kTurn == 0) code(i - kTurn, codes);
+      if constexpr (!Coder::has_words) {
+        if (i > 0 && i % kTurn == 0) coder_.code(i - kTurn);
+      }
     }
     move(kCodes - Vec::size, last, s);
   }
@@ -211,34 +125,9 @@ class Block512 {
     if constexpr (is_16_bit<P>) store_masters(at_, i, Vec::size, masters);
   }
 
-  // Codes the states of a turn.
-  VSGD_FN void code(int64_t turn, const Codes* codes) const {
-    const Rounding<Codes> rounding(turn, start_);
-    code_states(turn, codes, rounding.of);
-  }
-
-  template <int k = 0>
-  VSGD_FN void code_states(int64_t turn, const Codes* codes, const __m512i* rounding) const {
-    if constexpr (k < Rule::states) {
-      codes[k].template code<Rule::is_rate(k)>(numbers_.of[k] + turn, stored(k) + turn, rounding);
-      code_states<k + 1>(turn, codes, rounding);
-    }
-  }
-
-  // What others have the address of is kept in memory throughout, and numbers_ is not.
-  VSGD_FN void code_copy() const {
-    void* states[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) states[k] = at_.state[k];
-    Numbers512<Rule> numbers;
-    for (int k = 0; k < Rule::states; ++k)
-      for (int64_t i = 0; i < kCodes; i += Vec::size) Vec::load(numbers_.of[k] + i).store(numbers.of[k] + i);
-    code_by_loops(numbers, states, at_.words, start_);
-  }
-
   const Operands<P>& at_;
   const Gradients512<Rule>& gradients_;
-  const uint32_t start_;  // the random bits of the first element
-  Numbers512<Rule> numbers_;
+  Coder coder_;
 };
 
 }  // namespace vsgd

@@ -16,6 +16,7 @@
 VSGD_AVX512VBMI_FROM_HERE  // and not before, for the headers above have functions that others share
 
 #include "block512.h"
+#include "packed512.h"
 #include "run_avx512.h"
 
 // gcc 12 warns of variables in its own header (its bug 105593).
@@ -24,9 +25,10 @@ VSGD_AVX512VBMI_FROM_HERE  // and not before, for the headers above have functio
 namespace vsgd {
 namespace {
 
-template <Format> struct CodesOf;
-template <> struct CodesOf<Format::bf16> { using type = Bf16Codes; };
-template <> struct CodesOf<Format::q8> { using type = Q8Codes; };
+template <class Rule, Format> struct CoderOf;
+template <class Rule> struct CoderOf<Rule, Format::bf16> { using type = SeparateCoder<Rule, Bf16Codes>; };
+template <class Rule> struct CoderOf<Rule, Format::q8> { using type = SeparateCoder<Rule, Q8Codes>; };
+template <class Rule> struct CoderOf<Rule, Format::packed16> { using type = PackedCoder<Rule>; };
 
 // Scalars for vectors: all their members are of the arithmetic type.
 template <class Rule>
@@ -46,36 +48,43 @@ typename Rule::template Scalars<Vec> splat(const typename Rule::template Scalars
 
 template <class Rule, class P, Format format>
 void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
-  using Codes = typename CodesOf<format>::type;
+  using Coder = typename CoderOf<Rule, format>::type;
+  using S = typename StoredState<format, float>::type;
   if (n == 0) return;
   const auto s = splat<Rule>(scalars);
-  const auto from = [&](int64_t first) { return at.template from<typename Codes::S>(first, Rule::states); };
+  const auto from = [&](int64_t first) { return at.template from<S>(first, Rule::states); };
   Gradients512<Rule> gradients;
   gradients.read(at, s);
+  typename Coder::Pending pending;
   for (int64_t first = 0; first < n; first += kCodes) {
     const Operands<P> here = from(first);
     const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
-    Block512<Rule, P, Codes> block(here, gradients);
+    Block512<Rule, P, Coder> block(here, gradients);
     if (block.is_plain()) {
-      block.run(s, read_next);
+      block.run(s, pending, read_next);
     } else {
       run_block<Rule, P, format, true>(here, kCodes, scalars);
       read_next();
     }
   }
+  pending.code();
 }
 
-// Has it compiled for every rule that does not draw, by naming it.
-template <class Rule, class P>
+// Has it compiled for all that is run by hand, by naming it.
+template <class Rule, class P, Format format>
 void name_for() {
-  if constexpr (!Rule::draws) {
-    const volatile auto bf16_states = &run_avx512<Rule, P, Format::bf16>, q8_states = &run_avx512<Rule, P, Format::q8>;
-    (void)bf16_states, (void)q8_states;
+  if constexpr (kByHand<Rule, format>) {
+    const volatile auto named = &run_avx512<Rule, P, format>;
+    (void)named;
   }
+}
+template <class Rule, class P>
+void name_for_each_format() {
+  name_for<Rule, P, Format::bf16>(), name_for<Rule, P, Format::q8>(), name_for<Rule, P, Format::packed16>();
 }
 template <class... Each>
 void name_for_all(RuleList<Each...>) {
-  ((name_for<Each, float>(), name_for<Each, bf16>(), name_for<Each, fp16>()), ...);
+  ((name_for_each_format<Each, float>(), name_for_each_format<Each, bf16>(), name_for_each_format<Each, fp16>()), ...);
 }
 template void name_for_all(Rules);
 

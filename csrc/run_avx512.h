@@ -7,7 +7,12 @@
 
 namespace vsgd {
 
-// Steps n elements, whole blocks, whose states are coded, as run_cpu.h does, to the bit. Of rules that do not draw.
+// What it does, as run_cpu.h does, to the bit.
+template <class Rule, Format format>
+constexpr bool kByHand =
+    format != Format::fp32 && !Rule::draws && (format != Format::packed16 || Rule::states == 3);
+
+// Steps n elements, whole blocks, whose states are coded.
 template <class Rule, class P, Format format>
 void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& s);
 

@@ -99,19 +99,6 @@ VSGD_FN void decode(const uint8_t* codes, float* __restrict numbers, int64_t n, 
   }
 }
 
-VSGD_FN Range range_of(const float* numbers, int64_t n) {
-  Range range;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t m = magnitude(numbers[i]);
-    range.high = larger(range.high, m);
-    range.depth = larger(range.depth, kDeepest - m);
-  }
-  if (range.high <= kInfinity) return range;
-  range = Range();  // NaN count for neither
-  for (int64_t i = 0; i < n; ++i) include(range, numbers[i]);
-  return range;
-}
-
 // How n numbers of one state of a block are to be coded.
 template <bool rate>
 VSGD_FN Q8 find_word(const float*, int64_t, const uint16_t*, uint32_t*) {

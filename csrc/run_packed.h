@@ -31,45 +31,41 @@ VSGD_FN void states_of(const float (*numbers)[kCodes], int64_t i, float* state) 
   for (int k = 0; k < states; ++k) state[k] = numbers[k][i];
 }
 
-// Adds the elements of a block to a range, of each what `number` says of its states; of NaN, that they are there.
+// The range of what `number` says of the states of n elements; of those with NaN, that they are there.
 template <int states, class Number>
-VSGD_FN void include_all(Range& range, const float (*numbers)[kCodes], int64_t n, bool nan, const Number& number) {
+VSGD_FN Range range_of_each(const float (*numbers)[kCodes], int64_t n, bool nan, const Number& number) {
+  float each[kCodes];
   for (int64_t i = 0; i < n; ++i) {
     float state[states];
     states_of<states>(numbers, i, state);
-    const float x = number(i, state);
-    if (nan) {
-      include(range, has_nan<states>(state) ? bit_cast<float>(kNan) : x);
-    } else {
-      range.high = larger(range.high, magnitude(x));
-      range.depth = larger(range.depth, kDeepest - magnitude(x));
-    }
+    each[i] = number(i, state);
   }
+  for (int64_t i = 0; nan && i < n; ++i) {
+    float state[states];
+    states_of<states>(numbers, i, state);
+    if (has_nan<states>(state)) each[i] = bit_cast<float>(kNan);
+  }
+  return range_of(each, n);
 }
 
 // Writes the words of a block of n elements; random: the first's bits.
 template <int states>
 VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32_t* words, uint32_t random) {
-  Range ranges[states], means;
+  Range ranges[states];
   bool nan = false;
   for (int k = 0; k < states; ++k) {
-    include_all<states>(ranges[k], numbers, n, false, [&](int64_t, const float* state) { return state[k]; });
-    nan |= ranges[k].high > kInfinity;
+    ranges[k] = range_of(numbers[k], n);
+    nan |= ranges[k].nan != 0;
   }
-  for (int k = 1; nan && k < states; ++k) {
-    ranges[k] = Range();
-    include_all<states>(ranges[k], numbers, n, true, [&](int64_t, const float* state) { return state[k]; });
+  if (nan) {  // in whichever state, it counts for none
+    for (int k = 1; k < states; ++k)
+      ranges[k] = range_of_each<states>(numbers, n, true, [&](int64_t, const float* state) { return state[k]; });
   }
   Packed<states>::find_rate_words(ranges, words);
   const auto rates = Packed<states>::of(words);
-  const auto in_units = [&](int64_t i, const float* state) {
+  const Range means = range_of_each<states>(numbers, n, nan, [&](int64_t i, const float* state) {
     return rates.in_units(state, random + uint32_t(i) * kGolden);
-  };
-  if (nan) {
-    include_all<states>(means, numbers, n, true, in_units);
-  } else {
-    include_all<states>(means, numbers, n, false, in_units);
-  }
+  });
   words[0] = Packed<states>::mean_word(means);
 }
 

@@ -113,6 +113,20 @@ VSGD_FN void include(Range& range, float x) {
 VSGD_FN bool rate_fits(uint32_t low, uint32_t high, uint32_t k) {
   return ((high - ((low >> k) << k) + ((1u << k) - 1u)) >> k) <= kLastRate;
 }
+// The range of n numbers.
+VSGD_FN Range range_of(const float* numbers, int64_t n) {
+  Range range;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t m = magnitude(numbers[i]);
+    range.high = larger(range.high, m);
+    range.depth = larger(range.depth, kDeepest - m);
+  }
+  if (range.high <= kInfinity) return range;
+  range = Range();  // NaN count for neither
+  for (int64_t i = 0; i < n; ++i) include(range, numbers[i]);
+  return range;
+}
+
 // The lowest and highest bits of a block's rates; where all are NaN, those of the least rate there is.
 struct RateRange {
   uint32_t low, high;

@@ -32,8 +32,7 @@ struct Run {
 #if VSGD_X86
   VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
   VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
-  static constexpr bool by_hand =
-      VSGD_BY_HAND_AVX512 && (format == Format::bf16 || format == Format::q8) && !Rule::draws;
+  static constexpr bool by_hand = VSGD_BY_HAND_AVX512 && kByHand<Rule, format>;
   static void avx512vbmi(Operands<P> at, int64_t n, const Scalars& s) {
     if constexpr (by_hand) {
       const int64_t whole = n / kCodes * kCodes;

@@ -1,0 +1,155 @@
+// States each of which has codes of its own, in AVX-512 with byte permutations. They are gone through one after the other;
+// which of them is a rate is known when this is compiled. Only for files that are compiled for that instruction set as a
+// whole.
+#pragma once
+
+#include "codes512.h"
+
+namespace vsgd {
+
+// What rounds the codes of a turn.
+template <class Codes>
+struct Rounding {
+  __m512i of[kVectors];
+  VSGD_FN Rounding(int64_t turn, uint32_t start) {
+    for (int i = 0; i < kVectors; ++i) of[i] = Codes::rounding(turn + i * Vec::width, start);
+  }
+};
+
+// Of each state of a block.
+template <class Rule>
+struct Numbers512 {
+  alignas(64) float of[Rule::states][kCodes];
+
+  // What others have the address of is kept in memory throughout, and this is not.
+  VSGD_FN Numbers512 copy() const {
+    Numbers512 own;
+    for (int k = 0; k < Rule::states; ++k)
+      for (int64_t i = 0; i < kCodes; i += Vec::size) Vec::load(of[k] + i).store(own.of[k] + i);
+    return own;
+  }
+};
+
+// q8's codes and words of a block's states in which, of what was plain, NaN has come to be.
+template <class Rule, int k = 0>
+VSGD_FN void code_with_nan(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words, uint32_t start) {
+  if constexpr (k < Rule::states) {
+    constexpr bool rate = Rule::is_rate(k);
+    auto* codes = static_cast<uint8_t*>(states[k]);
+    encode<rate>(numbers.of[k], codes, kCodes, find_word<rate>(numbers.of[k], kCodes, codes, words + k), start);
+    code_with_nan<Rule, k + 1>(numbers, states, words, start);
+  }
+}
+template <class Rule>
+__attribute__((noinline)) void code_by_loops(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words,
+                                             uint32_t start) {
+  code_with_nan<Rule>(numbers, states, words, start);
+}
+
+template <class Rule, class Codes>
+class SeparateCoder {
+ public:
+  static constexpr bool has_words = Codes::has_words;
+  struct Pending {  // nothing of a block is left for later
+    VSGD_FN void code() {}
+  };
+
+  VSGD_FN SeparateCoder(void* const* states, uint32_t* words, uint32_t start)
+      : states_(states), words_(words), start_(start) {}
+
+  template <int k = 0>
+  VSGD_FN bool is_plain() const {
+    if constexpr (k < Rule::states) {
+      return Codes::template plain<Rule::is_rate(k)>(stored(k), words_ + k) && is_plain<k + 1>();
+    } else {
+      return true;
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void open() {
+    if constexpr (has_words && k < Rule::states) {
+      codes_[k] = Codes(Q8::of<Rule::is_rate(k)>(words_[k]));
+      open<k + 1>();
+    }
+  }
+
+  // The numbers of Vec::size elements from i on.
+  template <int k = 0>
+  VSGD_FN void load(int64_t i, Vec* state) {
+    if constexpr (k < Rule::states) {
+      constexpr bool rate = Rule::is_rate(k);
+      if (i % kTurn == 0) turns_[k] = Codes::template open<rate>(stored(k) + i);
+      state[k] = codes_[k].template numbers<rate>(turns_[k], i % kTurn != 0);
+      load<k + 1>(i, state);
+    }
+  }
+
+  template <int k = 0>
+  VSGD_FN void store(int64_t i, const Vec* state) {
+    if constexpr (k < Rule::states) {
+      state[k].store(numbers_.of[k] + i);
+      if (has_words) ranges_[k].template include<Rule::is_rate(k)>(i == 0, state[k]);
+      store<k + 1>(i, state);
+    }
+  }
+
+  // Codes what is not coded yet. Words wait for all numbers, and meanwhile() gives the processor something else to do.
+  template <class Meanwhile>
+  VSGD_FN void finish(Pending&, const Meanwhile& meanwhile) {
+    meanwhile();
+    if (!find_words()) return code_copy();
+#pragma GCC unroll 2
+    for (int64_t turn = has_words ? 0 : kCodes - kTurn; turn < kCodes; turn += kTurn) code(turn);
+  }
+
+  // Codes the states of a turn.
+  VSGD_FN void code(int64_t turn) const {
+    const Rounding<Codes> rounding(turn, start_);
+    code_states(turn, rounding.of);
+  }
+
+  VSGD_FN void prefetch(int64_t turn) const {
+    for (int k = 0; k < Rule::states; ++k) prefetch_turn(stored(k) + turn);
+  }
+
+ private:
+  VSGD_FN typename Codes::S* stored(int k) const { return static_cast<typename Codes::S*>(states_[k]); }
+
+  // False where there are NaN.
+  template <int k = 0>
+  VSGD_FN bool find_words() {
+    if constexpr (has_words && k < Rule::states) {
+      constexpr bool rate = Rule::is_rate(k);
+      const Range range = ranges_[k].template range<rate>();
+      if (range.high > kInfinity || !find_words<k + 1>()) return false;
+      words_[k] = q8_word<rate>(range);
+      codes_[k] = Codes(Q8::of<rate>(words_[k]));
+    }
+    return true;
+  }
+
+  VSGD_FN void code_copy() const {
+    void* states[Rule::states];
+    for (int k = 0; k < Rule::states; ++k) states[k] = states_[k];
+    code_by_loops(numbers_.copy(), states, words_, start_);
+  }
+
+  template <int k = 0>
+  VSGD_FN void code_states(int64_t turn, const __m512i* rounding) const {
+    if constexpr (k < Rule::states) {
+      codes_[k].template code<Rule::is_rate(k)>(numbers_.of[k] + turn, stored(k) + turn, rounding);
+      code_states<k + 1>(turn, rounding);
+    }
+  }
+
+  void* const* states_;
+  uint32_t* words_;
+  const uint32_t start_;  // the random bits of the first element
+  Numbers512<Rule> numbers_;
+  Codes codes_[Rule::states];
+  Turn turns_[Rule::states];
+  Range512 ranges_[Rule::states];
+};
+
+}  // namespace vsgd
