@@ -169,8 +169,7 @@ struct Tile {
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
         float state[Rule::states];
         lanes[lane].states_of(j, state);
-        const float x = has_nan<Rule::states>(state) ? bit_cast<float>(kNan) : rates.in_units(state, random[j]);
-        if (at.element(j) < row.numel) include(lanes[lane].range[0], x);
+        if (at.element(j) < row.numel) include(lanes[lane].range[0], rates.in_units(state, random[j]));
       }
     });
     word[0] = Packed<Rule::states>::mean_word(range_of(lanes, 0));
@@ -224,12 +223,11 @@ struct Tile {
       }
       if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
       const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given);
-      bool nan = false;
+      bool nan = false;  // packed16 has it for all states
       if constexpr (packed) nan = has_nan<Rule::states>(state);
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-        own.state[k][j] = state[k];
-        const A x = packed && nan ? A(bit_cast<float>(kNan)) : state[k];
-        if (blocks && (k > 0 || !packed) && at.element(j) < row.numel) include(own.range[k], float(x));
+        own.state[k][j] = nan ? A(bit_cast<float>(kNan)) : state[k];
+        if (blocks && (k > 0 || !packed) && at.element(j) < row.numel) include(own.range[k], float(own.state[k][j]));
       }
       const bool rounds = is_16_bit<P> && row.extra < 16;
       const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
