@@ -15,7 +15,6 @@ from tabulate import tabulate
 from torch import Tensor
 
 from vsgd_kernels import VSGD, reference, rules, state_formats
-from vsgd_kernels.noise import CODES, STATE_NOISE, Noise, tensor_key
 from vsgd_kernels.state_formats import FORMATS
 
 ELEMENTS, STEPS, LAST = 4096, 20_000, 500
@@ -73,31 +72,6 @@ def nearest(style: str) -> Store:
     return store
 
 
-def packed(mean_bits: int, rate_bits: int) -> Store:
-    """Codes in fewer bits, in blocks as q8's, rounded stochastically; the mean's are square roots."""
-    key = tensor_key(0, 0)
-
-    def store(states: Sequence[Tensor], t: int) -> Sequence[Tensor]:
-        mean, *rates = (state.view(-1, CODES) for state in states)
-        random = Noise.of(key, t).bits(ELEMENTS, states[0].device, STATE_NOISE).view(-1, CODES)
-        largest = 2.0 ** (mean_bits - 1) - 1
-        scale = mean.abs().amax(1, keepdim=True)
-        y = mean.abs() / scale * largest**2
-        code = y.sqrt().floor().clamp(max=largest - 1)
-        code += random * 2.0**-32 * (2 * code + 1) < y - code**2
-        stored = [mean.sign() * (code / largest) ** 2 * scale]
-        for rate in rates:
-            u = rate.contiguous().view(torch.int32).long()
-            low, high = u.amin(1, keepdim=True), u.amax(1, keepdim=True)
-            k = (torch.frexp((high - low).double()).exponent.long() - rate_bits).clamp(min=5)
-            k += ((high - (low >> k << k) + (1 << k) - 1) >> k) >= 2**rate_bits
-            base = low >> k << k
-            stored.append((base + (((u - base + (random >> (32 - k))) >> k) << k)).int().view(torch.float32))
-        return [state.reshape(-1) for state in stored]
-
-    return store
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.stationarity", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
@@ -106,12 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     measured: dict[str, list[Settled]] = {
         style: [settled(problem, style, steps) for problem in PROBLEMS] for style in FORMATS
     }
-    others = {
-        "bf16, to nearest": nearest("bf16"),
-        "q8, to nearest": nearest("q8"),
-        "2 bytes: mean 6 bits, rates 5": packed(6, 5),
-        "2 bytes: mean 4 bits, rates 6": packed(4, 6),
-    }
+    others = {f"{style}, to nearest": nearest(style) for style in FORMATS if style != "fp32"}
     measured |= {name: [settled_in(problem, store, steps) for problem in PROBLEMS] for name, store in others.items()}
     rows = []
     for name, both in measured.items():

@@ -38,7 +38,7 @@ class ConstantVSGD(FusedOptimizer):
         shape_offset: ≥ 0, added to 2a; VSGD's authors' code has 1e-4, the paper 0.
         maximize: ascend instead of descend.
         capturable, state_format, master_weights, seed, backend, max_grad_norm, gradient_release: as `VSGD`'s; "fp32"
-            takes 8 bytes a parameter, "bf16" 4, "q8" 2.1.
+            takes 8 bytes a parameter, "bf16" 4, "q8" and "packed16" 2.1.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.

@@ -84,8 +84,8 @@ def _state_bytes(name: str, rule: Rule, dtype: torch.dtype, n: float) -> float:
 
 def as_text(rows: list[Usage]) -> str:
     """The rows as a table, in GB of 10^9 bytes."""
-    lines = [f"{'':20}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
+    lines = [f"{'':24}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
     for row in rows:
         sizes = (row.params, row.grads, row.states, row.masters, row.total)
-        lines.append(f"{row.optimizer:20}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
+        lines.append(f"{row.optimizer:24}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
     return "\n".join(lines)

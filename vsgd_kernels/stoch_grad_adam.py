@@ -34,11 +34,11 @@ class StochGradAdam(FusedOptimizer):
         eps: ε ≥ 0, added to the denominator.
         weight_decay: λ ≥ 0, decoupled as in AdamW; the paper has none.
         maximize: ascend instead of descend.
-        seed: at least 0; of U, and of the rounding of "bf16" and "q8". U is drawn by Philox 4x32-10, keyed by (seed,
-            step) and counted by (parameter, element), in 24 bits: the same on every backend, and in a run that is
-            resumed, for seed and step are in the state dict.
+        seed: at least 0; of U, and of the rounding of states that are not "fp32". U is drawn by Philox 4x32-10, keyed
+            by (seed, step) and counted by (parameter, element), in 24 bits: the same on every backend, and in a run
+            that is resumed, for seed and step are in the state dict.
         capturable, state_format, master_weights, backend, max_grad_norm, gradient_release: as `VSGD`'s; "fp32" takes 8
-            bytes a parameter, "bf16" 4, "q8" 2.1.
+            bytes a parameter, "bf16" 4, "q8" and "packed16" 2.1.
 
     Raises:
         TypeError, ValueError: a setting or parameter is none of the above.

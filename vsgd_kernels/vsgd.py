@@ -59,13 +59,14 @@ class VSGD(FusedOptimizer):
             for the device and a CUDA graph can be made of it, after one step outside of the graph. Replays follow a
             tensor `lr` that is on the device; all other settings are those of the capture.
         state_format: how the states are kept: "fp32", 12 bytes a parameter; "bf16", 6; "q8", 8-bit codes in blocks,
-            3.1. Parameters of fewer than 4096 elements, and of float64, keep theirs in the dtype they are computed in.
+            3.1; "packed16", 16 bits for all states, in blocks, 2.1. Parameters of fewer than 4096 elements, and of
+            float64, keep theirs in the dtype they are computed in.
         master_weights: what completes bfloat16 and float16 parameters to float32 masters: "exact", 2 bytes, with which
             they train as float32 ones do; "split8", 1 byte, with stochastic rounding below it; None, nothing, the
             parameter itself being rounded stochastically. Rounding is unbiased: small updates add up on average. Asking
             for it where no parameter has 16 bits is refused.
-        seed: at least 0; of the stochastic rounding of "bf16" and "q8" states, and of masters. The same seed gives the
-            same bits on every backend.
+        seed: at least 0; of the stochastic rounding of states that are not "fp32", and of masters. The same seed gives
+            the same bits on every backend.
         backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable
             VSGD_KERNELS_BACKEND names, or else the fastest for each parameter's device. `python -m vsgd_kernels env`
             lists them.
@@ -90,7 +91,8 @@ class VSGD(FusedOptimizer):
         RuntimeError: the backend asked for is not available.
 
     A parameter's state is made at its first gradient: ``step``, ``mug`` (μ), ``bg`` and ``bhg`` (2b_g and 2b_ĝ), under
-    the authors' names. Checkpoints of the authors' class and of pytorch_optimizer's VSGD load.
+    the authors' names; in "packed16" ``packed`` in place of these three. Checkpoints of the authors' class and of
+    pytorch_optimizer's VSGD load.
 
     Finite gradients never lead to NaN: beyond ±2^60 (2^508 for float64) a gradient counts as that bound. A NaN or
     infinite gradient makes its own element NaN and no other.
