@@ -7,8 +7,8 @@
 // bits than there are, k from 5 to 26. The first rate's word is base | k, the second's base | the bits of the first's codes.
 // Rates beyond kMostRate count as that, for no step may lead to infinity.
 //
-// A mean is coded as q8's, in units of its own first rate's root, as that rate is decoded: of 2^(half the exponent, rounded
-// down). So a block can have elements of any scales. The word is the bits of the largest mean in these units.
+// A mean is coded as q8's, in units of its own: of the power of two nearest to the root of its first rate, as that rate is
+// decoded. So a block can have elements of any scales. The word is the bits of the largest mean in these units.
 //
 // An element one of whose states is NaN is NaN in all of them. Its mean's code is the lowest, that is no other mean's.
 #pragma once
@@ -19,7 +19,7 @@ namespace vsgd {
 
 constexpr uint32_t kMostRate = 0x7c000000u;  // 2^121
 
-// The power of two near a rate's root, and its reciprocal.
+// The power of two nearest to a rate's root, by half the rate's exponent, and its reciprocal.
 VSGD_FN float root_scale(uint32_t rate) { return bit_cast<float>(((rate >> 24) + 64u) << 23); }
 VSGD_FN float per_root_scale(uint32_t rate) { return bit_cast<float>((190u - (rate >> 24)) << 23); }
 

@@ -8,7 +8,7 @@ import torch
 VALUES = [None, "0.1", "", True, -1, 0, 3, 2**24 + 1, 10**400, -0.5, 1e300, math.nan, math.inf, 1j, [], [1.0], {}, ()]
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64),
-    *(torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool),
+    *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
 ]
 NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-38, 1e30]
 
@@ -66,7 +66,7 @@ def alter_entry(entries, source):
     elif how == "rename":
         entries[f"{key}_"] = entries.pop(key)
     elif how == "add":
-        key = source.choice(["ema", "blocks", "low", "step", "pa2", "param_names"])
+        key = source.choice(["ema", "blocks", "packed", "low", "step", "pa2", "param_names"])
         entries[key] = source.choice([torch.ones(3), 1.0])
     else:
         change = source.choice(OF_TENSORS) if isinstance(entries[key], torch.Tensor) else another_value

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from tests.cases import gradient
+from tests.cases import CODED, gradient
 from vsgd_kernels import VSGD
 
 LIVES = 8
-DTYPES = (torch.float32, torch.bfloat16, torch.float32, torch.float32)
+DTYPES = (torch.float32, torch.bfloat16, *[torch.float32] * len(CODED))
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 #: seconds from a life's first checkpoint on
 LONGEST = 0.05
@@ -28,7 +28,7 @@ def build():
     start = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(50_000, generator=start).to(dtype)) for dtype in DTYPES]
     groups = [{"params": params[:2]}]
-    groups += [{"params": [params[2]], "state_format": "bf16"}, {"params": [params[3]], "state_format": "q8"}]
+    groups += [{"params": [param], "state_format": style} for param, style in zip(params[2:], CODED, strict=True)]
     return params, VSGD(groups, lr=1e-2, seed=3)
 
 

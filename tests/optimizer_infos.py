@@ -31,6 +31,7 @@ def _info(case):
             "capturable, tensor lr": {"lr": torch.tensor(3e-3), "capturable": True},
             "bf16 states": {"state_format": "bf16", "seed": 3},
             "q8 states": {"state_format": "q8", "weight_decay": 0.1},
+            "packed16 states": {"state_format": "packed16", "seed": 3},
         }
         if dtype in (torch.bfloat16, torch.float16):
             kwargs |= {f"masters {mode}": {"master_weights": mode} for mode in ("split8", None)}

@@ -64,7 +64,7 @@ def assert_same(model, optimizer, other, other_optimizer):
         assert all(torch.equal(own[key], others[key]) for key in own)
 
 
-@pytest.mark.parametrize("state_format", ["fp32", "q8"])
+@pytest.mark.parametrize("state_format", ["fp32", "q8", "packed16"])
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_training_steps_are_one_graph(model, case, state_format):
     other = copy.deepcopy(model)

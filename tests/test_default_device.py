@@ -24,8 +24,12 @@ def elsewhere():
 @each_info
 @pytest.mark.parametrize(
     "kwargs",
-    [{"capturable": True, "lr": torch.tensor(1e-2)}, {"state_format": "q8", "master_weights": "split8"}],
-    ids=["capturable", "q8, split8"],
+    [
+        {"capturable": True, "lr": torch.tensor(1e-2)},
+        {"state_format": "q8", "master_weights": "split8"},
+        {"state_format": "packed16", "master_weights": None},
+    ],
+    ids=["capturable", "q8, split8", "packed16, None"],
 )
 def test_default_device_and_dtype(info, kwargs, backend):
     """Are those of the program's new tensors, and no business of a step's."""

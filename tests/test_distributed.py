@@ -21,7 +21,7 @@ from tests.distributed import (
     train,
 )
 from tests.processes import Processes
-from vsgd_kernels import sharding
+from vsgd_kernels import sharding, state_formats
 
 STEPS = 3
 
@@ -47,6 +47,7 @@ SETTINGS = {
     "fp32": (torch.float32, {}),
     "bf16 states": (torch.float32, {"state_format": "bf16"}),
     "q8": (torch.float32, {"state_format": "q8", "seed": 7}),
+    "packed16": (torch.float32, {"state_format": "packed16", "seed": 7}),
     "bf16 parameters": (torch.bfloat16, {}),
     "split8": (torch.bfloat16, {"master_weights": "split8", "state_format": "q8"}),
     "rounded": (torch.bfloat16, {"master_weights": None}),
@@ -131,10 +132,10 @@ def train_with_fsdp(name, setting):
     follow(STEPS, model, optimizer, list(model.parameters()), params, reference)
     coded = 0
     for param, copy in zip(model.parameters(), params, strict=True):
-        states = [optimizer.state[param][key] for key in optimizer.rule.states]
+        states = state_formats.stored(optimizer.state[param], optimizer.rule)
         assert all(isinstance(state, DTensor) and state.placements == param.placements for state in states)
         assert int(optimizer.state[param]["step"]) == STEPS
-        others = [reference.state[copy][key] for key in optimizer.rule.states]
+        others = state_formats.stored(reference.state[copy], optimizer.rule)
         if states[0].dtype == others[0].dtype:  # a part may be small where the whole is not
             assert_same_values([held(param), *map(held, states)], [copy, *others])
             coded += states[0].dtype != torch.float32
@@ -196,7 +197,10 @@ def change_format():
     optimizer.param_groups[0].update(master_weights=None)
     train(model, optimizer, 1, first=2)
     assert "low" not in state
-    return [held(value) for value in state.values()]
+    optimizer.param_groups[0].update(state_format="packed16")
+    train(model, optimizer, 1, first=3)
+    assert state.keys() == {"step", "packed", "blocks"}
+    assert state["packed"].placements == next(model.parameters()).placements
 
 
 def test_format_changed_between_steps(processes):

@@ -34,6 +34,7 @@ SETTINGS = {
     "bf16 states": (torch.float32, {"state_format": "bf16"}),
     "q8": (torch.float32, {"state_format": "q8"}),
     "exact": (torch.bfloat16, {"state_format": "q8"}),
+    "packed16": (torch.bfloat16, {"state_format": "packed16"}),
     "split8": (torch.bfloat16, {"master_weights": "split8"}),
 }
 FULL = StateDictOptions(full_state_dict=True)
@@ -74,8 +75,7 @@ def make(name, setting, seed=0, cut=shard):
 def numbers_of(optimizer, param):
     """What the states of a whole parameter stand for."""
     own = {key: held(value) for key, value in optimizer.state[param].items()}
-    values = state_formats.decode(optimizer.rule, [own[key] for key in optimizer.rule.states], own.get("blocks"))
-    return [whole(sharding.like(param, value)) for value in values]
+    return [whole(sharding.like(param, value)) for value in state_formats.decoded(own, optimizer.rule)]
 
 
 def save(name, setting, folder, cut=shard):
@@ -120,19 +120,23 @@ def part_of(param, value):
 
 
 def assert_coded_anew(optimizer, param, numbers):
-    """A state in q8 is the code of these numbers, or stands for them as it is, where its blocks are cut as before."""
+    """A state in blocks is the codes of these numbers, or stands for them as it is, its blocks being cut as before."""
     state = {key: held(value) for key, value in optimizer.state[param].items()}
     rule = optimizer.rule
-    exact = state_formats.decode(rule, [state[key] for key in rule.states], state["blocks"])
-    if all(map(torch.equal, exact, numbers)):
+    if all(map(torch.equal, state_formats.decoded(state, rule), numbers)):
         return False
-    coded = state_formats.converted("q8", rule, held(param.detach()), dict(zip(rule.states, numbers, strict=True)))
+    style = state_formats.format_of(state_formats.stored(state, rule))
+    coded = state_formats.converted(style, rule, held(param.detach()), dict(zip(rule.states, numbers, strict=True)))
     assert_same_values([state[key] for key in coded], coded.values())
     return True
 
 
+def is_in_blocks(setting):
+    return state_formats.has_blocks(SETTINGS[setting][1].get("state_format", "fp32"))
+
+
 def compare_after_load(name, setting, folder, saved, cut=shard):
-    """Numbers in 32 and 16 bits are those that were saved; those of q8 are coded anew for the new parts."""
+    """Numbers in fp32 and bf16 are those that were saved; those in blocks are coded anew for the new parts."""
     model, optimizer = load(name, setting, folder, cut)
     anew = 0
     for param, (value, *numbers) in zip(model.parameters(), saved, strict=True):
@@ -140,7 +144,7 @@ def compare_after_load(name, setting, folder, saved, cut=shard):
         if "blocks" in optimizer.state[param]:
             anew += assert_coded_anew(optimizer, param, [part_of(param, number) for number in numbers])
         else:
-            own = [optimizer.state[param][key] for key in optimizer.rule.states]
+            own = state_formats.stored(optimizer.state[param], optimizer.rule)
             assert_same_values([state.float() for state in own], numbers)
     return anew
 
@@ -149,15 +153,15 @@ def compare_after_load(name, setting, folder, saved, cut=shard):
 def test_another_number_of_processes(processes, tmp_path, setting, before, after):
     saved, _ = processes[before].run(save, "vsgd", setting, str(tmp_path))[0]
     anew = processes[after].run(compare_after_load, "vsgd", setting, str(tmp_path), saved)
-    assert any(anew) == (SETTINGS[setting][1].get("state_format") == "q8")
+    assert any(anew) == is_in_blocks(setting)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 3)])
 def test_parts_by_columns(processes, tmp_path, setting, before, after):
-    """As above, but that q8 is saved decoded, so that it is coded anew even for the same parts."""
+    """As above, but that codes in blocks are saved decoded, and coded anew even for the same parts."""
     saved, _ = processes[before].run(save, "vsgd", setting, str(tmp_path), by_columns)[0]
     anew = processes[after].run(compare_after_load, "vsgd", setting, str(tmp_path), saved, by_columns)
-    assert any(anew) == (SETTINGS[setting][1].get("state_format") == "q8")
+    assert any(anew) == is_in_blocks(setting)
 
 
 def initialise_and_train(setting):
@@ -195,7 +199,7 @@ def load_whole_into_parts(setting, state_dict, numbers):
         if "blocks" in optimizer.state[param]:
             assert_coded_anew(optimizer, param, [part_of(param, number) for number in wanted])
         else:
-            own = [optimizer.state[param][key] for key in optimizer.rule.states]
+            own = state_formats.stored(optimizer.state[param], optimizer.rule)
             assert_same_values([state.float() for state in own], wanted)
 
 
@@ -210,7 +214,8 @@ def test_full_state_dict(processes, setting):
         if "blocks" in optimizer.state[param]:
             assert_coded_anew(optimizer, param, wanted)
         else:
-            assert_same_values([optimizer.state[param][key].float() for key in optimizer.rule.states], wanted)
+            own = state_formats.stored(optimizer.state[param], optimizer.rule)
+            assert_same_values([state.float() for state in own], wanted)
     train(model, optimizer, 1, first=STEPS)
     numbers = [numbers_of(optimizer, param) for param in model.parameters()]
     processes[2].run(load_whole_into_parts, setting, optimizer.state_dict(), numbers)

@@ -1,68 +1,84 @@
 """Checkpoints of compressed states: resumed to the bit, converted, and refused where they were altered."""
 
 import copy
+import math
 
 import pytest
 import torch
 
-from tests.cases import through_a_file, train
+from tests.cases import CASES, CODED, assert_same_bits, extreme_gradients, gradient, through_a_file, train
+from tests.codes import IN_BLOCKS, LARGE, all_values, assert_near, decoded, make
 from vsgd_kernels import VSGD, state_formats
 from vsgd_kernels.hyperparameters import settings
 from vsgd_kernels.plan import Scope
 
-LARGE = state_formats.SMALLEST + 37
+#: rules that step without being fed samples, which are loaded as those that are
+PLAIN = [name for name, case in CASES.items() if not case.optimizer.rule.samples]
 
 
-def make(style, generator, **settings):
-    params = [
-        torch.nn.Parameter(torch.randn(LARGE, generator=generator)),
-        torch.nn.Parameter(torch.randn(9, 10, 8, 7, generator=generator).contiguous(memory_format=torch.channels_last)),
-        torch.nn.Parameter(torch.randn(LARGE, generator=generator).bfloat16()),
-        torch.nn.Parameter(torch.randn(50, generator=generator)),
-    ]
-    return params, VSGD(params, lr=1e-2, state_format=style, seed=5, **settings)
+def copies_of(params):
+    return [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
 
 
-def all_values(params, optimizer):
-    return [t for p in params for t in (p.detach(), *optimizer.state[p].values())]
-
-
-def decoded(optimizer, param):
-    state = optimizer.state[param]
-    return state_formats.decode(optimizer.rule, [state[k] for k in optimizer.rule.states], state.get("blocks"))
-
-
-def assert_near(key, now, value):
-    """Within half the distance of codes: of the largest mean's, or where a block's rates span 40 octaves."""
-    allowed = value.abs().max() / 64 if key == "mug" else value / 8
-    assert ((now - value).abs() <= allowed).all(), key
-
-
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
-def test_resume_is_exact(style, generator):
-    params, optimizer = make(style, generator)
+@pytest.mark.parametrize("style", state_formats.FORMATS)
+def test_resume_is_exact(case, style, generator):
+    """Of rules of two states and of three."""
+    params, optimizer = make(style, generator, case)
     train(optimizer, params, generator, 3)
-    saved = through_a_file(optimizer.state_dict())
-    others = [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
-    resumed = VSGD(others, lr=1.0, state_format=style)
-    resumed.load_state_dict(saved)
+    assert state_formats.format_of(state_formats.stored(optimizer.state[params[0]], optimizer.rule)) == style
+    assert_resumes(case, params, optimizer)
+
+
+@pytest.mark.parametrize("style", CODED)
+def test_resume_of_a_block_of_nan(case, style, generator):
+    """Every element of a block, and some of another, were given gradients that are NaN."""
+    params, optimizer = make(style, generator, case)
+    for param in params:
+        param.grad = gradient(param, generator)
+    params[0].grad[128:256], params[0].grad[700:710] = math.nan, math.nan
+    optimizer.step()
+    for value in (params[0], *decoded(optimizer, params[0])):
+        assert value.isnan().nonzero().flatten().tolist() == [*range(128, 256), *range(700, 710)]
+    assert_resumes(case, params, optimizer)
+
+
+@pytest.mark.parametrize("style", CODED)
+def test_resume_of_extremes(case, style, generator):
+    """States that gradients from subnormal to the largest lead to, with NaN among them, are none that are refused."""
+    params, optimizer = make(style, generator, case)
+    extremes = extreme_gradients().repeat(2)
+    for t in range(3):
+        for param in params:
+            param.grad = extremes.roll(t)[: param.numel()].view(param.shape).to(param)
+        optimizer.step()
+    assert decoded(optimizer, params[0])[0].isnan().sum() in range(5, 100)
+    assert_resumes(case, params, optimizer)
+
+
+def assert_resumes(case, params, optimizer):
+    """Saved, read and stepped as the optimizer that goes on, to the bit."""
+    others = copies_of(params)
+    resumed = case.optimizer(others, lr=1.0, state_format=optimizer.param_groups[0]["state_format"])
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     assert resumed.param_groups[0]["seed"] == 5
+    assert_same_bits(all_values(params, optimizer), all_values(others, resumed))
     for own, stepped in ((params, optimizer), (others, resumed)):
         train(stepped, own, torch.Generator().manual_seed(9))
-    for a, b in zip(all_values(params, optimizer), all_values(others, resumed), strict=True):
-        assert torch.equal(a, b)
+    assert_same_bits(all_values(params, optimizer), all_values(others, resumed))
 
 
-@pytest.mark.parametrize("old", ["fp32", "bf16", "q8"])
-@pytest.mark.parametrize("new", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("old", state_formats.FORMATS)
+@pytest.mark.parametrize("new", state_formats.FORMATS)
 @pytest.mark.parametrize("how", ["load", "group"])
-def test_another_format(old, new, how, generator):
+@pytest.mark.parametrize("name", PLAIN)
+def test_another_format(name, old, new, how, generator):
     """Decoded and coded again: as near as the coarser format is. The optimizer's own setting holds, not the file's."""
-    params, optimizer = make(old, generator)
+    case = CASES[name]
+    params, optimizer = make(old, generator, case, **case.plain())
     train(optimizer, params, generator, 3)
     before = [decoded(optimizer, p) for p in params]
     if how == "load":
-        loaded = VSGD(params, lr=1e-2, state_format=new)
+        loaded = case.optimizer(params, lr=1e-2, state_format=new)
         loaded.load_state_dict(through_a_file(optimizer.state_dict()))
         assert loaded.param_groups[0]["state_format"] == new
         optimizer = loaded
@@ -74,37 +90,38 @@ def test_another_format(old, new, how, generator):
         optimizer._stepper._prepare(Scope(optimizer.param_groups, optimizer.state, own_settings, {}))
     for param, values in zip(params, before, strict=True):
         wanted = new if param.numel() >= state_formats.SMALLEST else "fp32"
-        assert state_formats.format_of([optimizer.state[param]["bg"]]) == wanted
-        assert ("blocks" in optimizer.state[param]) == (wanted == "q8")
-        for key, value, now in zip(optimizer.rule.states, values, decoded(optimizer, param), strict=True):
-            if wanted in ("fp32", old):
-                assert torch.equal(now, value), key
-            elif wanted == "bf16":
-                torch.testing.assert_close(now, value, rtol=2.0**-8, atol=0)
-            else:
-                assert_near(key, now, value)
+        assert state_formats.format_of(state_formats.stored(optimizer.state[param], optimizer.rule)) == wanted
+        entries = {"step", *state_formats.keys(wanted, optimizer.rule), *(["blocks"] if wanted in IN_BLOCKS else [])}
+        assert optimizer.state[param].keys() - {"low"} == entries
+        if wanted in ("fp32", old):
+            assert_same_bits(decoded(optimizer, param), values)
+        elif wanted == "bf16":
+            torch.testing.assert_close(decoded(optimizer, param), values, rtol=2.0**-8, atol=0)
+        else:
+            assert_near(optimizer, param, values)
     train(optimizer, params, generator, 2)
 
 
-def test_into_another_layout(generator):
+@pytest.mark.parametrize("style", IN_BLOCKS)
+def test_into_another_layout(style, generator):
     """A block's elements are others where memory is ordered otherwise: the numbers must stay with their elements."""
-    params, optimizer = make("q8", generator)
+    params, optimizer = make(style, generator)
     train(optimizer, params, generator, 3)
     before = decoded(optimizer, params[1])
     others = [torch.nn.Parameter(p.detach().contiguous()) for p in params]
-    resumed = VSGD(others, lr=1e-2, state_format="q8")
+    resumed = VSGD(others, lr=1e-2, state_format=style)
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
-    for key, value, now in zip(optimizer.rule.states, before, decoded(resumed, others[1]), strict=True):
-        assert_near(key, now, value)
+    assert_near(resumed, others[1], before)
     train(resumed, others, generator, 1)
 
 
-def test_memory_format_changed_between_steps(generator, backend):
+@pytest.mark.parametrize("style", IN_BLOCKS)
+def test_memory_format_changed_between_steps(style, generator, backend):
     """The codes stay in the order of their own memory."""
     outcomes = []
     for changed in (False, True):
         generator.manual_seed(4)
-        params, optimizer = make("q8", generator, backend=backend)
+        params, optimizer = make(style, generator, backend=backend)
         train(optimizer, params, generator, 2)
         if changed:
             params[1].data = params[1].data.contiguous()
@@ -114,42 +131,76 @@ def test_memory_format_changed_between_steps(generator, backend):
         assert torch.equal(a, b)
 
 
-def altered(**changes):
+def with_entries(**changes):
+    return lambda state: state.update(changes)
+
+
+def with_element(key, index, value):
+    """An element of an entry is another value, or what a function makes of it."""
+
     def alter(state):
-        state.update(changes)
+        state[key] = state[key].clone()
+        state[key][index] = value(state[key][index]) if callable(value) else value
 
     return alter
 
 
 def with_word(row, column, value):
-    def alter(state):
-        state["blocks"] = state["blocks"].clone()
-        state["blocks"][row, column] = value
+    return with_element("blocks", (row, column), value)
 
-    return alter
+
+def zeros(dtype, numel=LARGE):
+    return torch.zeros(numel, dtype=dtype)
+
+
+ALTERED_BLOCKS = [
+    (with_entries(blocks=None), r"expected blocks of torch.int32 and shape \(33, 3\), found None"),
+    (lambda state: state.pop("blocks"), r"expected blocks of torch.int32 and shape \(33, 3\), found None"),
+    (with_entries(blocks=torch.zeros(32, 3, dtype=torch.int32)), r"found torch.int32, \(32, 3\)"),
+    (with_entries(blocks=torch.zeros(33, 3)), r"found torch.float32, \(33, 3\)"),
+    (with_word(4, 1, 4 | 0x3F800000), "expected blocks as this package writes them, found 0x3f800004 for 'bg'"),
+    (with_word(0, 2, 31), "found 0x1f for 'bhg'"),
+    (with_word(1, 1, -5), "for 'bg'"),
+    (with_word(1, 0, 0), "found 0x0 for 'mug'"),
+    (with_word(1, 0, 0x7FC00000), "for 'mug'"),
+]
+ALTERED_Q8 = [
+    (with_word(32, 2, 0x7F800000 | 10), "for 'bhg'"),
+    (with_element("bg", 200, 255), "found code 255 for 'bg' in a block without NaN"),
+    (with_element("mug", 200, -128), "found code -128 for 'mug' in a block without NaN"),
+    (with_entries(bg=zeros(torch.float32)), "expected bg to be dense and torch.uint8, found torch.float32"),
+    (with_entries(bhg=zeros(torch.int8)), "expected bhg to be dense .* found torch.int8"),
+    (with_entries(mug=zeros(torch.int8, LARGE - 1)), r"expected mug of shape \(4133,\), found \(4132,\)"),
+    (lambda state: state.pop("bhg"), "expected mug, bg, bhg, found no bhg"),
+]
+ALTERED_PACKED16 = [
+    (with_word(4, 1, 27 | 0x38000000), "found 0x3800001b for 'bg'"),
+    (with_word(4, 1, 8 | 0x3F800020), "found 0x3f800028 for 'bg'"),  # 2^5 is no multiple of 2^8
+    (with_word(4, 2, 11 | 0x3F800020), "found 0x3f80002b for 'bhg'"),  # nor of the first rate's 2^k
+    (with_word(4, 2, 12 | 0x40000000), "found 0x4000000c for 'bhg'"),  # one bit more than there are
+    (with_word(4, 1, 5 | 0x7C000020), "found 0x7c000025 for 'bg'"),
+    # The highest base is allowed, and no code but 0 with it: what is found is not the word.
+    (with_word(1, 1, lambda word: word & 31 | 0x7C000000), "found 0x(?!7c0000)[0-9a-f]{8} for 'bg'"),
+    (with_word(1, 2, lambda word: word & 31 | 0x7C000000), "found 0x(?!7c0000)[0-9a-f]{8} for 'bhg'"),
+    (with_element("packed", 200, lambda word: word & -32 | 16), "found a NaN in a block without NaN"),
+    (with_entries(packed=zeros(torch.int32) + 2**15), "expected packed to be dense and torch.int16, found torch.int32"),
+    (with_entries(packed=zeros(torch.float32)), "expected packed to be dense and torch.int16, found torch.float32"),
+    (with_entries(packed=zeros(torch.int16, 2 * LARGE)[::2]), r"packed to be dense .* found torch.int16, \(2,\)"),
+    (with_entries(packed=zeros(torch.int16, LARGE - 1)), r"expected packed of shape \(4133,\), found \(4132,\)"),
+    (with_entries(packed=zeros(torch.int16).to("meta")), "expected packed to be dense and have data, found .* meta"),
+    (with_entries(packed=1.0), "expected packed to be a tensor, found 1.0"),
+    (lambda state: state.pop("packed"), "expected mug, bg, bhg, found no mug, bg, bhg"),
+]
 
 
 @pytest.mark.parametrize(
-    ("alter", "message"),
-    [
-        (altered(blocks=None), r"expected blocks of torch.int32 and shape \(33, 3\), found None"),
-        (altered(blocks=torch.zeros(32, 3, dtype=torch.int32)), r"found torch.int32, \(32, 3\)"),
-        (altered(blocks=torch.zeros(33, 3)), r"found torch.float32, \(33, 3\)"),
-        (with_word(4, 1, 4 | 0x3F800000), "expected blocks as this package writes them, found 0x3f800004 for 'bg'"),
-        (with_word(0, 2, 31), "found 0x1f for 'bhg'"),
-        (with_word(32, 2, 0x7F800000 | 10), "for 'bhg'"),
-        (with_word(1, 1, -5), "for 'bg'"),
-        (with_word(1, 0, 0), "found 0x0 for 'mug'"),
-        (with_word(1, 0, 0x7FC00000), "for 'mug'"),
-        (altered(bg=torch.zeros(LARGE)), "expected bg to be dense and torch.uint8, found torch.float32"),
-        (altered(bhg=torch.zeros(LARGE, dtype=torch.int8)), "expected bhg to be dense .* found torch.int8"),
-        (altered(mug=torch.zeros(LARGE - 1, dtype=torch.int8)), r"expected mug of shape \(4133,\), found \(4132,\)"),
-        (lambda state: state.pop("bhg"), "expected mug, bg, bhg, found no bhg"),
-    ],
+    ("style", "alter", "message"),
+    [("q8", *altered) for altered in ALTERED_BLOCKS + ALTERED_Q8]
+    + [("packed16", *altered) for altered in ALTERED_BLOCKS + ALTERED_PACKED16],
 )
-def test_altered(alter, message, generator):
+def test_altered(style, alter, message, generator):
     """Refused before anything is written."""
-    params, optimizer = make("q8", generator)
+    params, optimizer = make(style, generator)
     train(optimizer, params, generator, 2)
     saved = copy.deepcopy(optimizer.state_dict())
     before = [t.clone() for t in all_values(params, optimizer)]
@@ -166,21 +217,3 @@ def test_another_version(generator):
     saved["param_groups"][0]["state_version"] = 2
     with pytest.raises(ValueError, match="state_version: expected 1, found 2"):
         optimizer.load_state_dict(saved)
-
-
-def test_altered_between_steps(generator, backend):
-    """What somebody put into the state is checked before it is stepped."""
-    params, optimizer = make("q8", generator, backend=backend)
-    train(optimizer, params, generator, 1)
-    state = optimizer.state[params[0]]
-    kept = dict(state)
-    for key, value, message in (
-        ("blocks", state["blocks"][:-1].clone(), r"state 'blocks' of parameter 0 of group 0 must be .*shape \(33, 3\)"),
-        ("bg", state["bg"].float(), "state 'bg' of parameter 0 of group 0 must be torch.uint8"),
-        ("mug", torch.zeros(2 * LARGE, dtype=torch.int8)[::2], "must be dense and all of the same strides"),
-    ):
-        state[key] = value
-        with pytest.raises((TypeError, ValueError), match=message):
-            optimizer.step()
-        state.update(kept)
-    train(optimizer, params, generator, 1)

@@ -17,6 +17,8 @@ from vsgd_kernels.rules import BOUNDS, arithmetic_dtype
 
 LARGE = state_formats.SMALLEST + 37
 ALTERATIONS = 150  # of each rule and format
+#: what a checkpoint has beside numbers of a state
+NO_VALUES = ("low", "blocks", "packed", "pa2")
 
 
 @pytest.fixture(params=state_formats.FORMATS)
@@ -66,23 +68,27 @@ def assert_same(own, other):
 
 def said_state(rule, saved, param, group):
     """The state that a checkpoint says a parameter has, in the formats of its group."""
-    if not saved or (saved.get("step") == 0 and not any(key in saved for key in rule.states)):
+    if not saved or (saved.get("step") == 0 and not any(key in saved for key in state_formats.keys_in(saved, rule))):
         return {}
-    entries = {key: value for key, value in saved.items() if key not in ("low", "blocks", "pa2")}
+    saved = narrowed(saved)
+    entries = {key: value for key, value in saved.items() if key not in (*NO_VALUES, *rule.states)}
     entries["step"] = torch.tensor(float(torch.as_tensor(saved["step"]).detach()))
     entries |= said_values(
         rule, saved, param, state_formats.format_for(group["state_format"], param.dtype, param.numel())
     )
     if param.dtype == torch.bfloat16:
-        low = saved.get("low")
-        if low is not None and low.dtype == torch.int32:  # as checkpoints of parts have it
-            low = low.to(torch.int16)
-        entries["low"] = converted_low(param, low, torch.int16)
+        entries["low"] = converted_low(param, saved.get("low"), torch.int16)
     return {key: value.detach() if isinstance(value, torch.Tensor) else value for key, value in entries.items()}
 
 
+def narrowed(saved):
+    """What has 16 bits in as many: checkpoints of parts have it in 32."""
+    wide = [key for key in ("packed", "low") if key in saved and saved[key].dtype == torch.int32]
+    return {**saved, **{key: saved[key].to(torch.int16) for key in wide}}
+
+
 def said_values(rule, saved, param, style):
-    tensors, blocks = [saved[key] for key in rule.states], saved.get("blocks")
+    tensors, blocks = state_formats.stored(saved, rule), saved.get("blocks")
     own, own_blocks = state_formats.empty(style, rule, param)
     same = all((a.dtype, a.stride()) == (b.dtype, b.stride()) for a, b in zip(tensors, own, strict=True))
     if same and style != "fp32":

@@ -86,8 +86,8 @@ def test_nvidia(inspected, arch):
         if entry["kernel"] == "float32 aligned" and entry["format"] == "fp32":
             assert entry["registers"] <= 64
         if entry["kernel"] in ("float32 aligned", "float64 aligned"):
-            # One access for each operand, and no other: 16 bytes of float32, 8 of bf16, 4 of codes. A state's words are
-            # 4 bytes each, for the blocks that a thread's lanes see, in two instructions.
+            # One access for each operand, and no other: 16 bytes of float32, 8 of bf16 and packed16, 4 of q8. Words of
+            # blocks are 4 bytes each, for those that a thread's lanes see, in two instructions for each state.
             states = WRITES[entry["rule"]] - 1
             assert (
                 wide
@@ -95,6 +95,10 @@ def test_nvidia(inspected, arch):
                     "fp32": {"loads": {"128": reads}, "stores": {"128": writes}},
                     "bf16": {"loads": {"64": states, "128": 2}, "stores": {"64": states, "128": 1}},
                     "q8": {"loads": {"32": 3 * states, "128": 2}, "stores": {"32": 3 * states, "128": 1}},
+                    "packed16": {
+                        "loads": {"32": 2 * states, "64": 1, "128": 2},
+                        "stores": {"32": 2 * states, "64": 1, "128": 1},
+                    },
                 }[entry["format"]]
             )
         if entry["kernel"] in ("bfloat16 aligned", "float16 aligned") and entry["format"] == "fp32":
@@ -126,8 +130,8 @@ def test_cuda_kernels(tmp_path):
     assembly, usage = machine_code.disassemble((tmp_path / "kernels.cubin").read_bytes())
     resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
     kernels = {name: machine_code.sass_accesses(code) for name, code in KERNEL.findall(assembly)}
-    # Three formats and three paths, double having one format; and counting, for each dtype.
-    assert len(kernels) == len(resources) == len(RULES) * (10 * 3 + len(DTYPES))
+    # Three paths for each dtype and format, double having one format; and counting, for each dtype.
+    assert len(kernels) == len(resources) == len(RULES) * (3 * (3 * len(FORMATS) + 1) + len(DTYPES))
     assert all(local == "0" for _, _, _, local in resources)
     # Strided ones, and misaligned ones, which take most registers, may use a few bytes.
     assert all(stack == "0" or re.search("PathE[12]", name) for name, _, stack, _ in resources)

@@ -58,8 +58,8 @@ def test_kernels_give_the_same_bits(dtype, rounded, other, generator):
     pairs.append((torch.linspace(-3, 3, len(extreme)).to(dtype), extreme))
     assert_same_bits(stepped(pairs, rounded, other), stepped(pairs, rounded, "cpp"))
     pairs = [(torch.randn(state_formats.SMALLEST + 37, generator=generator).to(dtype),) * 2]
-    coded = {"state_format": "q8"}
-    assert_same_bits(stepped(pairs, rounded, other, **coded), stepped(pairs, rounded, "cpp", **coded))
+    for coded in ({"state_format": "q8"}, {"state_format": "packed16"}):
+        assert_same_bits(stepped(pairs, rounded, other, **coded), stepped(pairs, rounded, "cpp", **coded))
 
 
 def test_reference_gives_the_same_codes(dtype, mode, generator):

@@ -5,7 +5,8 @@ import gc
 import pytest
 import torch
 
-from tests.cases import check_step, gradient, make_params, step_counts
+from tests.cases import CODED, assert_same_bits, check_step, gradient, make_params, step_counts, train
+from vsgd_kernels import VSGD, state_formats
 
 pytestmark = pytest.mark.engine
 
@@ -82,6 +83,26 @@ def test_replaced_storage_is_noticed(case, backend, generator, how):
         how
     ]
     assert torch.equal(old[replaced], before[replaced]), "the old tensor was written to"
+
+
+@pytest.mark.parametrize("style", CODED)
+def test_replaced_codes_are_noticed(backend, style):
+    """Each entry of a state in codes, replaced by a copy of itself: the copy is stepped, and the old one left."""
+    outcomes = []
+    for replaced in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(state_formats.SMALLEST, generator=generator))]
+        optimizer = VSGD(params, lr=1e-2, state_format=style, backend=backend)
+        train(optimizer, params, generator, 1)
+        state = optimizer.state[params[0]]
+        for key in [key for key in state if key != "step"]:
+            old, before = state[key], state[key].clone()
+            if replaced:
+                state[key] = old.clone()
+            train(optimizer, params, generator, 1)
+            assert torch.equal(old, before) == replaced
+        outcomes.append([params[0].detach(), *state.values()])
+    assert_same_bits(*outcomes)
 
 
 def test_state_replaced_as_a_whole(case, backend, generator):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import vsgd_kernels.ops
-from tests.cases import CASES, gradient
-from vsgd_kernels import formats, hyperparameters, rules
+from tests.cases import CASES, CODED, assert_same_bits, gradient
+from vsgd_kernels import formats, hyperparameters, rules, state_formats
 from vsgd_kernels.batch import DTYPES
 
 OP = torch.ops.vsgd_kernels.step.default
@@ -56,6 +56,45 @@ def test_op_equals_optimizer(case, generator, backend):
     assert [s.item() for s in operands["steps"]] == [3.0] * len(params)
 
 
+def stepped_once(case, generator, style, backend):
+    """Parameters of which some have states in codes and others not, as small ones have, and their optimizer."""
+    sizes = (state_formats.SMALLEST, 40, state_formats.SMALLEST + 37)
+    params = [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in sizes]
+    optimizer = case.optimizer(params, **case.settings, seed=5, state_format=style, backend=backend)
+    for param in params:
+        param.grad = gradient(param, generator)
+    optimizer.step()
+    return params, optimizer
+
+
+@pytest.mark.parametrize("style", CODED)
+def test_op_equals_optimizer_in_codes(case, generator, style, backend):
+    """A parameter has as many states as its format has tensors, and blocks where it has them."""
+    params, optimizer = stepped_once(case, generator, style, backend)
+    rule = optimizer.rule
+    states = [optimizer.state[param] for param in params]
+    stored = [tensor for state in states for tensor in state_formats.stored(state, rule)]
+    blocks = [state["blocks"] for state in states if "blocks" in state]
+    steps = [state["step"] for state in states]
+    theirs = [[t.detach().clone() for t in own] for own in (params, stored, blocks, steps)]
+    for _ in range(2):
+        for param in params:
+            param.grad = gradient(param, generator)
+        optimizer.step()
+        OP(
+            **dict(zip(("params", "states", "blocks", "steps"), theirs, strict=True)),
+            grads=[p.grad for p in params] + [torch.zeros_like(p) for p in params if rule.samples],
+            lows=[],
+            hyper=torch.tensor([hyperparameters.row(rule.hyper, optimizer.param_groups[0])], dtype=torch.float64),
+            groups=[0] * len(params),
+            rule=rule.name,
+            backend=backend,
+            seed=5,
+        )
+    for own, other in zip((params, stored, blocks, steps), theirs, strict=True):
+        assert_same_bits(own, other)
+
+
 def test_traced_program_mutates_what_it_should(case, generator, backend):
     """torch.compile of a program that calls the op, on the backend that only traces."""
     torch.compiler.reset()  # each rule and backend is a program of its own
@@ -86,8 +125,10 @@ def test_no_tensors_nothing_to_do(case, generator, backend):
     [
         ({"rule": "adam"}, ValueError, "rule must be one of 'vsgd', .*, got 'adam'"),
         ({"backend": "none"}, ValueError, "backend must be one of .*, got 'none'"),
-        ({"groups": [0]}, ValueError, r"must have .* entries for these params, got \[4, 2, 12, 4, 1\]"),
-        ({"steps": [torch.zeros(())] * 3}, ValueError, r"got \[4, 2, 12, 3, 4\]"),
+        ({"groups": [0]}, ValueError, r"must have .* entries for these params, got \[4, 2, 4, 4, 1\]"),
+        ({"steps": [torch.zeros(())] * 3}, ValueError, r"got \[4, 2, 4, 3, 4\]"),
+        ({"states": [torch.zeros(40)] * 11}, ValueError, r"those of 4 parameters.*, got \[4, 2, 5, 4, 4\]"),
+        ({"states": [torch.zeros(40, dtype=torch.int16)] * 4}, ValueError, "blocks must have 4 entries .*, got 0"),
         ({"blocks": [torch.zeros(1)]}, ValueError, "blocks must have 0 entries for these states, got 1"),
         ({"groups": [0, 0, 0, 1]}, ValueError, r"groups must be rows of hyper, 0 to 0, got 1"),
         ({"hyper": torch.zeros(1, 3, dtype=torch.float64)}, ValueError, r"hyper must be float64 .*\(1, 3\)"),

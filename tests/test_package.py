@@ -12,6 +12,8 @@ import torch
 
 import vsgd_kernels
 from vsgd_kernels import VSGD, __main__, backends, memory
+from vsgd_kernels.formats import MASTER_WEIGHTS
+from vsgd_kernels.state_formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,6 +98,9 @@ def test_no_compiler_for_triton(monkeypatch):
                 "VSGD, q8, exact": (14.0, 14.0, 21.656, 14.0, 63.656),
                 "VSGD, q8, split8": (14.0, 14.0, 21.656, 7.0, 56.656),
                 "VSGD, bf16, None": (14.0, 14.0, 42.0, 0.0, 70.0),
+                # 2 bytes, and of three words in 128 elements 12 / 128: 7e9 times 2.09375
+                "VSGD, packed16, exact": (14.0, 14.0, 14.656, 14.0, 56.656),
+                "VSGD, packed16, None": (14.0, 14.0, 14.656, 0.0, 42.656),
             },
         ),
         (["--params", "1e9"], {"VSGD, fp32": (4.0, 4.0, 12.0, 0.0, 20.0), "AdamW": (4.0, 4.0, 8.0, 0.0, 16.0)}),
@@ -114,7 +119,7 @@ def test_memory_of_a_model_is_what_its_optimizer_holds():
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     rows = {row.optimizer: row for row in memory.usage(model.parameters())}
-    for style, masters in itertools.product(("fp32", "bf16", "q8"), ("exact", "split8", None)):
+    for style, masters in itertools.product(FORMATS, MASTER_WEIGHTS):
         row = rows[f"VSGD, {style}, {masters}"]
         optimizer = VSGD(model.parameters(), lr=1e-2, state_format=style, master_weights=masters)
         optimizer.step()

@@ -7,6 +7,7 @@ import torch
 
 from bench import stationarity
 from tests.cases import (
+    CODED,
     SIZES,
     STATIONARITY,
     STATIONARITY_OF_COARSE_ROOTS,
@@ -83,7 +84,7 @@ def test_words_are_independent():
     assert correlation.abs().max() < 5 / like.numel() ** 0.5
 
 
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("style", state_formats.FORMATS)
 @pytest.mark.parametrize("how", ["file", "deepcopy"])
 def test_a_resumed_run_draws_the_same_masks(backend, generator, style, how):
     """Seed and step are in the state dict; the constructor's seed does not matter then."""
@@ -113,7 +114,7 @@ def test_another_seed_draws_others(backend):
     assert not any(torch.equal(steps[0], other) for other in steps[1:3])
 
 
-@pytest.mark.parametrize("style", ["bf16", "q8"])
+@pytest.mark.parametrize("style", CODED)
 def test_mean_squares_of_zero_in_codes(backend, generator, style):
     """Elements that never had a gradient stand beside others in a block, which then spans 100 octaves: none's mean
     square decodes to 0, and none is further from float32's than a code, an octave."""
@@ -125,22 +126,20 @@ def test_mean_squares_of_zero_in_codes(backend, generator, style):
         optimizer = StochGradAdam([param], lr=1.0, eps=0.0, state_format=own_style, backend=backend)
         param.grad = grad
         optimizer.step()
-        state = optimizer.state[param]
-        states = [state[key] for key in optimizer.rule.states]
-        squares.append(state_formats.decode(optimizer.rule, states, state.get("blocks"))[1])
+        squares.append(state_formats.decoded(optimizer.state[param], optimizer.rule)[1])
     assert torch.equal(squares[1][idle], torch.full_like(squares[1][idle], TINY))
     assert torch.equal(params[1][idle], torch.zeros_like(params[1][idle]))
     ratio = squares[1] / squares[0]
     assert ((ratio >= 0.5) & (ratio <= 2.0)).all()
 
 
-@pytest.mark.parametrize("style", ["bf16", "q8"])
+@pytest.mark.parametrize("style", CODED)
 @pytest.mark.parametrize("problem", stationarity.PROBLEMS)
 def test_stationary_in_codes(problem, style):
     """The step that is taken, as of VSGD in test_rounding.py, after 3000 steps."""
     wanted, (mean, spread) = _settled(problem, "fp32"), _settled(problem, style)
     coarse = problem == "mixed" and style == "q8"
-    tolerance = STATIONARITY_OF_COARSE_ROOTS if coarse else STATIONARITY
+    tolerance = STATIONARITY_OF_COARSE_ROOTS if coarse else STATIONARITY[style]
     assert mean == pytest.approx(wanted[0], rel=tolerance["mean"])
     assert spread == pytest.approx(wanted[1], rel=tolerance["spread"])
 

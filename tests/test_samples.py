@@ -11,6 +11,7 @@ from tests.test_vectors import assert_relative
 from vsgd_kernels import VSGD, SampleVSGD
 from vsgd_kernels.batch import DTYPES
 from vsgd_kernels.rules import BOUNDS, arithmetic_dtype
+from vsgd_kernels.state_formats import FORMATS
 
 SETTINGS = {"lr": 1e-2, "ghattg": 8.0, "ps": 1e-4, "weight_decay": 0.1}
 
@@ -34,7 +35,7 @@ def moments(samples):
     return samples.mean(0), samples.var(0, unbiased=False)
 
 
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("style", FORMATS)
 def test_one_sample_is_vsgd_to_the_bit(backend, generator, style):
     """Accumulated, given as a sample, or left in .grad; in every format, dtype, size and layout."""
     params = mixed_params(generator, every_layout=backend != "triton")

@@ -236,7 +236,7 @@ def _check_blocks(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor
     """The blocks of a saved state whose format has them."""
     keys = state_formats.keys_in(state, rule)
     saved = [state[key] for key in keys]
-    style = "packed16" if PACKED in state else state_formats.format_of(saved)
+    style = state_formats.format_of(saved)
     if not state_formats.has_blocks(style):
         for key, own in zip(keys, saved, strict=True):
             if own.dtype not in DTYPES:

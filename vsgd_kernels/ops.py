@@ -135,11 +135,11 @@ def step(
 
 
 def _by_parameter(states: list[Tensor], rule: Rule) -> list[tuple[Tensor, ...]]:
-    """The states of each parameter, as many as its format has; what is left over, one by one."""
+    """The states of each parameter, of which packed16 has one; what is left over, one by one."""
     own = []
     while states:
-        count = len(state_formats.keys(state_formats.format_of(states), rule))
-        own.append(tuple(states[: count if count <= len(states) else 1]))
+        count = 1 if states[0].dtype == torch.int16 or len(states) < len(rule.states) else len(rule.states)
+        own.append(tuple(states[:count]))
         states = states[len(own[-1]) :]
     return own
 

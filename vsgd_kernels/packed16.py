@@ -100,7 +100,10 @@ def wrong_word(rule: Rule, words: Tensor) -> str | None:
 
 
 def wrong_code(rule: Rule, packed: Tensor, words: Tensor) -> str | None:
-    """What is wrong with elements' words that `encode` did not write: a NaN in a block whose word does not say so."""
+    """What is wrong with elements' words that `encode` did not write, each of which has its block's own.
+
+    That is a NaN in a block whose word does not say so, or a rate beyond what is kept.
+    """
     is_nan = packed.int() & _mean_mask(len(rule.states)) == _nan_code(len(rule.states))
     if (is_nan & (words[:, 0] >= 0)).any():
         return "a NaN in a block without NaN"

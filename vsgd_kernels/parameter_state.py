@@ -56,9 +56,13 @@ def _complete_low(state: dict[str, Any], param: Tensor, dtype: torch.dtype | Non
 
 
 def _is_in_another_format(state: dict[str, Any], rule: Rule, param: Tensor, style: str) -> bool:
-    """Whether a group's format has changed."""
+    """Whether a group's format has changed: whether the state is one of another format, and nothing else is wrong."""
     keys = state_formats.keys_in(state, rule)
     states = [own for key in keys if isinstance(own := state.get(key), Tensor)]
     if len(states) < len(keys) or any(own.shape != param.shape for own in states):
         return False
-    return state_formats.format_of(states) != style
+    found = state_formats.format_of(states)
+    dtypes = [state_formats.state_dtype(found, key, rule, param.dtype) for key in keys]
+    blocks = isinstance(state.get(state_formats.BLOCKS), Tensor)
+    is_whole = [own.dtype for own in states] == dtypes and blocks == state_formats.has_blocks(found)
+    return found != style and is_whole

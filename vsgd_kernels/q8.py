@@ -57,10 +57,8 @@ def wrong_word(rule: Rule, words: Tensor) -> str | None:
     """What is wrong with words that `encode` did not write, if anything is."""
     for key, word in zip(rule.states, (words & ~HAS_NAN).unbind(1), strict=True):
         if key in rule.rates:
-            step = word & 31
-            # The last code must stand for a float32 that is finite.
-            bad = (step < 5) | (step > 24) | ((word & ~31).long() + (_LAST_RATE << step.long()) >= 0x7F800000)
-            bad |= (word & ~31) < 2**23  # and the first for one that is normal
+            step, base = word & 31, word & ~31
+            bad = (step < 5) | (step > 24) | (base < 2**23) | (base >= 0x7F800000) | ((base >> step) << step != base)
         else:
             bad = (word < TINY_BITS) | (word >= 0x7F800000)
         if bad.any():
@@ -69,11 +67,17 @@ def wrong_word(rule: Rule, words: Tensor) -> str | None:
 
 
 def wrong_code(rule: Rule, states: Sequence[Tensor], words: Tensor) -> str | None:
-    """What is wrong with codes that `encode` did not write: a NaN in a block whose word does not say so."""
+    """What is wrong with codes that `encode` did not write, each of which has its own words.
+
+    That is a NaN in a block whose word does not say so, or a rate that is not finite.
+    """
     for key, codes, word in zip(rule.states, states, words.unbind(1), strict=True):
         nan = _NAN_RATE if key in rule.rates else _NAN_MEAN
         if ((codes == nan) & (word >= 0)).any():
             return f"code {nan} for {key!r} in a block without NaN"
+        bits = (word & 0x7FFFFFE0).long() + (codes.long() << (word & 31).long())
+        if key in rule.rates and (wrong := (codes != nan) & (bits >= 0x7F800000)).any():
+            return f"code {codes[wrong][0].item()} for {key!r} with {word[wrong][0].item():#x}"
     return None
 
 

@@ -76,7 +76,8 @@ def resolved(name: str, rule: Rule, shape: Sequence[int], state: Mapping[str, An
     if (blocks := to_blocks(rule, rows, shape)) is not None:
         return {**state, BLOCKS: blocks}
     words = each_word(rule, rows, shape)
-    if wrong := state_formats.wrong_word(rule, codes, words):
+    flat = [own.reshape(-1) for own in codes]
+    if wrong := state_formats.wrong_word(rule, codes, words) or state_formats.wrong_code_by_words(rule, flat, words):
         raise ValueError(f"{name}: expected {BLOCKS} as this package writes them, found {wrong}")
     values = state_formats.decode_by_words(rule, codes, words)
     others = {key: value for key, value in state.items() if key not in (*keys, BLOCKS)}

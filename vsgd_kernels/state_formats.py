@@ -37,9 +37,10 @@ def format_for(name: str, dtype: torch.dtype, numel: int) -> str:
 
 
 def format_of(states: Sequence[Tensor]) -> str:
-    """The format of a parameter's states."""
-    by_dtype = {torch.bfloat16: "bf16", torch.int8: "q8", torch.uint8: "q8", torch.int16: "packed16"}
-    return by_dtype.get(states[0].dtype, "fp32")
+    """The format of a parameter's states, by their number and the first one's dtype: no rule has less than two."""
+    if len(states) == 1:
+        return "packed16"
+    return {torch.bfloat16: "bf16", torch.int8: "q8", torch.uint8: "q8"}.get(states[0].dtype, "fp32")
 
 
 def has_blocks(name: str) -> bool:
@@ -174,10 +175,14 @@ def wrong_word(rule: Rule, states: Sequence[Tensor], words: Tensor) -> str | Non
 
 def wrong_code(rule: Rule, states: Sequence[Tensor], blocks: Tensor) -> str | None:
     """What is wrong with codes in blocks that `encode` did not write, if anything is."""
-    flat, words = list(map(_memory_order, states)), q8.each(blocks, states[0].numel())
+    return wrong_code_by_words(rule, list(map(_memory_order, states)), q8.each(blocks, states[0].numel()))
+
+
+def wrong_code_by_words(rule: Rule, states: Sequence[Tensor], words: Tensor) -> str | None:
+    """The same of codes each of which has its own words, [elements, states]."""
     if format_of(states) == "q8":
-        return q8.wrong_code(rule, flat, words)
-    return packed16.wrong_code(rule, flat[0], words)
+        return q8.wrong_code(rule, states, words)
+    return packed16.wrong_code(rule, states[0], words)
 
 
 def _encoded(name: str, rule: Rule, param: Tensor, values: Sequence[Tensor]) -> dict[str, Tensor]:

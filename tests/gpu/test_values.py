@@ -7,7 +7,8 @@ import torch
 
 from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params, step_counts
 from tests.gpu.tensors import GPU, give_gradients, on_gpu, values_of
-from vsgd_kernels.formats import is_16_bit
+from vsgd_kernels.formats import MASTER_WEIGHTS, is_16_bit
+from vsgd_kernels.state_formats import FORMATS
 
 pytestmark = GPU
 
@@ -60,8 +61,8 @@ def test_backends_give_the_same_bits(case, dtype, generator):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("masters", ["exact", "split8", None])
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("masters", MASTER_WEIGHTS, ids=str)
+@pytest.mark.parametrize("style", FORMATS)
 def test_formats_give_the_same_bits(case, dtype, style, masters, generator):
     """Codes and parameters of the CPU's kernel, tails and several chunks among them."""
     if masters != "exact" and not is_16_bit(dtype):
@@ -134,7 +135,7 @@ def test_moved_to_another_device(case, backend, generator):
         assert step_counts(moved, params) == [2, 2, 2]
 
 
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("style", FORMATS)
 def test_saved_on_a_gpu(case, backend, style, generator, tmp_path):
     """Loaded with map_location="cpu", beside parameters on the CPU, it goes on there to the bit."""
     start = [torch.randn(n, generator=generator) for n in (5, 5000)]

@@ -29,6 +29,7 @@ from tests.integrations.common import (
     params_of,
 )
 from vsgd_kernels import VSGD
+from vsgd_kernels.state_formats import FORMATS
 
 ACCUMULATE = 2
 
@@ -100,7 +101,7 @@ def test_equals_a_loop(mixed_precision, autocast):
     assert_same_training(run.optimizer.optimizer, train_plainly(autocast))
 
 
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("style", FORMATS)
 def test_load_state_goes_on_exactly(tmp_path, style):
     """With dropout, whose random state is saved too."""
     settings = {"dropout": 0.1, "state_format": style}

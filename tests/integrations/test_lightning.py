@@ -25,6 +25,7 @@ from tests.integrations.common import (
     make_scheduler,
 )
 from vsgd_kernels import VSGD
+from vsgd_kernels.state_formats import FORMATS
 
 EPOCHS = 4
 PER_EPOCH = STEPS // EPOCHS
@@ -94,7 +95,7 @@ def test_equals_a_loop(tmp_path, clip):
     assert_same_training(optimizer, train_plainly(clip))
 
 
-@pytest.mark.parametrize("style", ["fp32", "bf16", "q8"])
+@pytest.mark.parametrize("style", FORMATS)
 def test_resume_is_exact(tmp_path, style):
     settings = {"state_format": style}
     whole = fit(tmp_path / "whole", Module(**settings))

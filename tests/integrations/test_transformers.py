@@ -115,8 +115,12 @@ def test_equals_a_loop(tmp_path, route):
 
 @pytest.mark.parametrize(
     ("dtype", "settings"),
-    [(torch.float32, {}), (torch.bfloat16, {"state_format": "q8"})],
-    ids=["float32", "bfloat16, q8"],
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {"state_format": "q8"}),
+        (torch.bfloat16, {"state_format": "packed16", "master_weights": None}),
+    ],
+    ids=["float32", "bfloat16, q8", "bfloat16, packed16, None"],
 )
 def test_resume_is_exact(tmp_path, route, dtype, settings):
     """With dropout, whose random state is saved too."""

@@ -29,12 +29,12 @@ def load_states(
     there = block * _CODES < numel
     packed = load(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
     codes = (packed & 0xFFFF) >> MEAN
-    word = each_word(tl.load(words + 1, mask=there, other=5), BLOCK)
+    word = each_word(tl.load(words + 1, mask=there, other=TINY_BITS + 5), BLOCK)
     step = word & 31
     first = codes
     second = codes
     if STATES == 3:
-        other = each_word(tl.load(words + 2, mask=there, other=0), BLOCK)
+        other = each_word(tl.load(words + 2, mask=there, other=TINY_BITS), BLOCK)
         length = other & 31
         one = tl.full(length.shape, 1, tl.int32)
         first = codes & ((one << length) - 1)

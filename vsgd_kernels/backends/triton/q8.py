@@ -39,7 +39,7 @@ def load_states(
     words, block = words_at(row, index, STATES, BLOCK)
     state = ()
     for k in tl.static_range(STATES):
-        word = tl.load(words + k, mask=block * _CODES < numel, other=5)
+        word = tl.load(words + k, mask=block * _CODES < numel, other=TINY_BITS + 5)
         if (RATES >> k) & 1:
             code = load(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
             each = each_word(word, BLOCK)

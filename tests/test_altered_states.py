@@ -1,0 +1,112 @@
+"""States that no training led to: checked before they are stepped, and stepped alike by all."""
+
+import pytest
+import torch
+
+from tests.cases import assert_same_bits, each_isa, train
+from tests.codes import IN_BLOCKS, LARGE, all_values, decoded, make
+from vsgd_kernels.noise import CODES
+
+
+def every_other(codes):
+    """The same ones, of other strides."""
+    return torch.stack([codes, codes], -1)[..., 0]
+
+
+BETWEEN_STEPS = {
+    "q8": [
+        ("blocks", lambda blocks: blocks[:-1].clone(), r"must be contiguous, torch.int32 and of shape \(33, 3\)"),
+        ("bg", torch.Tensor.float, "must be torch.uint8"),
+        ("mug", every_other, "must be dense and all of the same strides"),
+    ],
+    "packed16": [
+        ("blocks", lambda blocks: blocks[:-1].clone(), r"must be contiguous, torch.int32 and of shape \(33, 3\)"),
+        ("blocks", lambda blocks: None, "must be a tensor, got None"),
+        ("packed", every_other, "must be dense and all of the same strides"),
+        ("packed", lambda packed: packed[:-1].clone(), r"must have the parameter's shape \(4133,\), got \(4132,\)"),
+    ],
+}
+
+
+@pytest.mark.parametrize("style", IN_BLOCKS)
+def test_altered_between_steps(style, generator, backend):
+    """Refused, and once it is as it was the training goes on."""
+    params, optimizer = make(style, generator, backend=backend)
+    train(optimizer, params, generator, 1)
+    state = optimizer.state[params[0]]
+    kept = dict(state)
+    for key, alter, message in BETWEEN_STEPS[style]:
+        state[key] = alter(state[key])
+        with pytest.raises((TypeError, ValueError), match=f"state.* of parameter 0 of group 0 .*{message}"):
+            optimizer.step()
+        state.update(kept)
+    train(optimizer, params, generator, 1)
+
+
+@pytest.mark.parametrize(
+    ("style", "key", "dtype"),
+    [
+        ("fp32", "mug", torch.int16),
+        ("bf16", "mug", torch.int16),
+        ("q8", "mug", torch.float32),
+        ("packed16", "packed", torch.float32),
+        ("packed16", "packed", torch.int32),
+    ],
+)
+def test_another_dtype_between_steps(style, key, dtype, generator):
+    """One of no format's, or of another format than the others."""
+    params, optimizer = make(style, generator)
+    train(optimizer, params, generator, 1)
+    state = optimizer.state[params[0]]
+    state[key] = state[key].to(dtype)
+    before = [t.clone() for t in all_values(params, optimizer)]
+    with pytest.raises((TypeError, ValueError), match=r"state '\w+' of parameter 0 of group 0 must be torch"):
+        optimizer.step()
+    assert_same_bits(all_values(params, optimizer), before)
+
+
+def of_blocks(low, high, generator):
+    """Positive, and in each block of some of the octaves from `low` to `high`."""
+    bounds = low + (high - low) * torch.rand(2, LARGE // CODES + 1, 1, generator=generator).sort(0).values
+    exponents = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(LARGE // CODES + 1, CODES, generator=generator)
+    return exponents.exp2().flatten()[:LARGE]
+
+
+def stepped_from(case, style, backend, count, numbers, grad, steps):
+    """A state that stands for these numbers after `count` steps, after some more.
+
+    Every other block's gradients are its means, which leaves its rates as far from their squares as they are.
+    """
+    param = torch.nn.Parameter(torch.zeros(LARGE))
+    optimizer = case.optimizer([param], **case.settings, state_format=style, backend=backend)
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {"step": torch.tensor(count), **dict(zip(optimizer.rule.states, numbers, strict=True))}}
+    optimizer.load_state_dict(saved)
+    is_own = torch.arange(LARGE) // CODES % 2 == 0
+    for _ in range(steps):
+        param.grad = torch.where(is_own, decoded(optimizer, param)[0], grad)
+        optimizer.step()
+    return optimizer.state[param].values()
+
+
+@pytest.mark.parametrize("style", IN_BLOCKS)
+@pytest.mark.parametrize("count", [0.0, 5.0])  # the first step forgets the rates, so that its means come to be large
+def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
+    """Means and rates of all magnitudes that are loaded, whose blocks span anything, and which no gradients explain."""
+    rule = case.optimizer.rule
+    numbers = [of_blocks(-100, 120 if key in rule.rates else 60, generator) for key in rule.states]
+    for key, value in zip(rule.states, numbers, strict=True):
+        value[: 3 * CODES] = 2.0**59
+        if key in rule.rates:
+            value[:CODES] = 2.0**-100
+            value[2 * CODES : 3 * CODES] = 0.5
+    numbers[0] *= torch.randn(LARGE, generator=generator).sign()
+    grad = of_blocks(-40, 40, generator) * torch.randn(LARGE, generator=generator).sign()
+    others = [stepped_from(case, style, backend, count, numbers, grad, 3) for backend in ("cuda", "triton")]
+    # The reference's parameter differs in its last bits, and hence what it would draw and decay later.
+    reference = stepped_from(case, style, "eager", count, numbers, grad, 1)
+    for _ in each_isa(monkeypatch):
+        wanted = stepped_from(case, style, "cpp", count, numbers, grad, 3)
+        for other in others:
+            assert_same_bits(other, wanted)
+        assert_same_bits(reference, stepped_from(case, style, "cpp", count, numbers, grad, 1))
