@@ -21,11 +21,11 @@ struct Row {
   int64_t layout;  // offset of its record in `layouts`, or -1: every operand runs over the same dense memory
   int64_t format;  // of its states: states.h's Format
   int64_t extra;   // bits of `low`, 0 where there is none: formats.h's `extra`
-  int64_t blocks;  // address of q8's words, [blocks, states], or 0
+  int64_t blocks;  // address of the words of blocks, [blocks, states], or 0
   int64_t key;     // noise.py's tensor_key
   int64_t seed, place;  // of philox.py
   int64_t variance;  // address of the samples' variances, or 0
-  int64_t state[kMaxStates];  // addresses
+  int64_t state[kMaxStates];  // addresses; where one tensor holds all states, that of each
 };
 constexpr int kFirstState = 3;  // operand of the first state in a layout record
 constexpr int kColumns = sizeof(Row) / sizeof(int64_t);

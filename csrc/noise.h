@@ -9,8 +9,8 @@
 
 namespace vsgd {
 
-constexpr int kCodes = 128;  // elements that share a hash, and in q8 the words of their codes
-constexpr uint32_t kGolden = 0x9e377900u;  // to 24 bits, the most that rounding takes: a block's lowest byte stays
+constexpr int kCodes = 128;  // elements that share a hash, and in q8 and packed16 the words of their codes
+constexpr uint32_t kGolden = 0x9e377900u;  // to 24 bits, as many as q8 rounds by: a block's lowest byte stays
 // What is rounded by bits of its own.
 constexpr int kStateNoise = 0, kMasterNoise = 1;
 

@@ -15,7 +15,7 @@ struct Operands {
   int extra;  // bits of `low`
   const P* grad;
   void* state[kMaxStates];
-  uint32_t* words;  // q8's
+  uint32_t* words;  // of the blocks, where the format has them
   Noise noise;
   Draw draw;  // of rules that draw
   const typename Arithmetic<P>::type* variance;  // of rules that take samples

@@ -4,7 +4,8 @@
 // have 11 bits together, and one has 9.
 //
 // Rates are coded as q8's, but in steps of 2^k that all rates of a block share: the finest in which the codes have no more
-// bits than there are, k from 5 to 26. The first rate's word is base | k, the second's base | the bits of the first's codes.
+// bits than there are, k from 5 to 26. (From 24 on, where both rates of a block span some 32 octaves or more, steps are
+// longer than an octave; bits are not linear in a rate across octaves, and it is rounded upwards on average.) The first rate's word is base | k, the second's base | the bits of the first's codes.
 // Rates beyond kMostRate count as that, for no step may lead to infinity.
 //
 // A mean is coded as q8's, in units of its own: of the power of two nearest to the root of its first rate, as that rate is
@@ -30,6 +31,9 @@ VSGD_FN bool has_nan(const float* state) {
   for (int k = 0; k < states; ++k) nan |= magnitude(state[k]) > kInfinity;
   return nan;
 }
+
+// The bits that round a mean: other ones than round its rate, which decides on the mean's units.
+VSGD_FN uint32_t mean_random(uint32_t random) { return random << 16; }
 
 // What a block's words say of its codes, and how they are read and made. Of an unmarked block, `numbers` and `code` do.
 template <int states>
@@ -70,7 +74,7 @@ struct Packed {
   VSGD_FN uint16_t code(const float* state, uint32_t random) const {
     uint32_t word = rate_code(0, state, random) << mean_bits;
     if (two) word |= rate_code(1, state, random) << (mean_bits + length);
-    const uint32_t c = magnitude_code<shift>(in_units(state, random), per_unit, random);
+    const uint32_t c = magnitude_code<shift>(in_units(state, random), per_unit, mean_random(random));
     return uint16_t(word | ((bit_cast<int32_t>(state[0]) < 0 ? 0u - c : c) & mean_mask));
   }
 

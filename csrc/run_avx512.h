@@ -7,7 +7,7 @@
 
 namespace vsgd {
 
-// What it does, as run_cpu.h does, to the bit.
+// What run_avx512 does, as run_cpu.h does, to the bit.
 template <class Rule, Format format>
 constexpr bool kByHand =
     format != Format::fp32 && !Rule::draws && (format != Format::packed16 || Rule::states == 3);

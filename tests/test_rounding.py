@@ -11,11 +11,11 @@ from vsgd_kernels import rules, state_formats
 from vsgd_kernels.noise import CODES, MASTER_NOISE, STATE_NOISE, Noise, tensor_key
 
 
-def coded(style, values):
-    """The values of a rate and of a mean as they are decoded, each rounding of its own."""
+def coded(style, mean, *rates):
+    """A mean and two rates as they are decoded, each rounding of its own."""
     rule = rules.VSGD
-    states, blocks = state_formats.empty(style, rule, values)
-    state_formats.encode(rule, [values, values.abs(), values.abs()], states, blocks, Noise.of(tensor_key(3, 0), 5))
+    states, blocks = state_formats.empty(style, rule, mean)
+    state_formats.encode(rule, [mean, *rates], states, blocks, Noise.of(tensor_key(3, 0), 5))
     return state_formats.decode(rule, states, blocks)
 
 
@@ -28,11 +28,24 @@ def test_rounding_is_unbiased(style, magnitude):
         values = torch.full((2 * n,), magnitude)
         values[1::2] *= around
         values[::4] *= -1
-        for name, decoded in zip(rules.VSGD.states, coded(style, values), strict=True):
+        for name, decoded in zip(rules.VSGD.states, coded(style, values, values.abs(), values.abs()), strict=True):
             wanted = values if name == "mug" else values.abs()
             error = ((decoded - wanted) / magnitude).double()[::2]
             allowed = ROUNDINGS * error.std() / math.sqrt(n) + 2.0**-23
             assert error.mean().abs() <= allowed, (name, around)
+
+
+@pytest.mark.parametrize("style", CODED)
+def test_rounding_is_unbiased_in_blocks_of_many_octaves(style):
+    """Where the rounding of a rate decides how its mean is coded."""
+    blocks = 4000
+    rates = 2.0 ** torch.linspace(0, 10, CODES)
+    numbers = [0.3 * rates.sqrt(), rates, 3 * rates]
+    values = [number.repeat(blocks) for number in numbers]
+    for name, number, decoded in zip(rules.VSGD.states, numbers, coded(style, *values), strict=True):
+        error = (decoded.view(blocks, CODES).double() - number) / number
+        allowed = ROUNDINGS * error.std(0) / math.sqrt(blocks) + 2.0**-23
+        assert (error.mean(0).abs() <= allowed).all(), name
 
 
 def random_bits(step, stream, blocks=2000):

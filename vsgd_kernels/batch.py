@@ -150,6 +150,8 @@ def check_param(name: str, param: Tensor) -> None:
 def check_states(name: str, rule: Rule, states: Sequence[Tensor], blocks: Tensor | None, param: Tensor) -> None:
     """Raises TypeError or ValueError where states, or the blocks of their format, do not fit their parameter."""
     style = state_formats.format_of(states)
+    if param.dtype == torch.float64 and style != "fp32":
+        raise TypeError(f"states of {name} must be torch.float64 for a parameter of float64, got format {style!r}")
     for key, state in zip(state_formats.keys(style, rule), states, strict=True):
         dtype = state_formats.state_dtype(style, key, rule, param.dtype)
         _check_written(f"state {key!r} of {name}", state, param, dtype)

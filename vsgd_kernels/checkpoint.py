@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import checkpoint_layout, formats, hyperparameters, row_blocks, state_formats
-from .batch import DTYPES
-from .checkpoint_layout import count, has_data, narrowed
+from .checkpoint_layout import count, narrowed
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
+from .saved_states import check_codes, check_saved, check_states
 from .state_formats import BLOCKS, PACKED
 
 #: Of what `state_dict` returns.
@@ -158,6 +158,9 @@ def _convert_held(
         return _convert_state(name, state, group, rule, param, style, own_group)
     from . import sharded_checkpoint, sharding  # here, for torch.distributed.tensor takes long to import
 
+    if BLOCKS in state and not any(map(is_traceable_wrapper_subclass, state.values())):  # it will be decoded
+        check_states(name, state, rule, param)
+        check_codes(name, row_blocks.resolved(name, rule, param.shape, state), rule, param)
     held, own = sharded_checkpoint.held_state(name, rule, param, state), sharding.local(param)
     converted = _convert_state(name, narrowed(held), group, rule, own, style, own_group)
     for key in (*rule.states, PACKED, "low"):
@@ -181,19 +184,15 @@ def _convert_state(
     keys = state_formats.keys_in(state, rule)
     if step == 0 and not any(key in state for key in keys):
         return {}
-    if missing := [key for key in keys if key not in state]:
-        raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
+    check_states(name, state, rule, param)
     converted: dict[str, Any] = {
         key: Exact(value.detach().clone()) if isinstance(value, Tensor) else value
         for key, value in state.items()  # what somebody else keeps there, as torch's optimizers do
         if key not in (*rule.states, PACKED, BLOCKS, "low", *_FOREIGN_ENTRIES)
     }
     converted["step"] = Exact(torch.tensor(step, dtype=torch.float32, device="cpu"))
-    for key in keys:
-        _check_saved(f"{name}: expected {key}", state[key], param)
     state = row_blocks.resolved(name, rule, param.shape, state)
-    saved = state_formats.stored(state, rule)
-    blocks = _check_blocks(name, state, rule, param)
+    saved, blocks = check_codes(name, state, rule, param)
     values = state_formats.decode(rule, saved, blocks)
     if step == 0 and not any(map(torch.any, values)):
         return {}  # as other implementations keep a state before its first step
@@ -232,52 +231,13 @@ def _in_format(
     return state_formats.entries(rule, states, own_blocks)
 
 
-def _check_blocks(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor) -> Tensor | None:
-    """The blocks of a saved state whose format has them."""
-    keys = state_formats.keys_in(state, rule)
-    saved = [state[key] for key in keys]
-    style = state_formats.format_of(saved)
-    if not state_formats.has_blocks(style):
-        for key, own in zip(keys, saved, strict=True):
-            if own.dtype not in DTYPES:
-                raise ValueError(f"{name}: expected {key} of {', '.join(map(str, DTYPES))}, found {own.dtype}")
-        if BLOCKS in state:
-            raise ValueError(f"{name}: expected no {BLOCKS}, found them beside {saved[0].dtype}")
-        return None
-    for key, codes in zip(keys, saved, strict=True):
-        dtype = state_formats.state_dtype(style, key, rule, param.dtype)
-        if codes.dtype != dtype or not state_formats.is_dense(codes):
-            raise ValueError(f"{name}: expected {key} to be dense and {dtype}, found {codes.dtype}, {codes.stride()}")
-    blocks = state.get(BLOCKS)
-    shape = state_formats.blocks_shape(rule, param.numel())
-    if not isinstance(blocks, Tensor) or blocks.shape != shape or blocks.dtype != torch.int32:
-        found = f"{blocks.dtype}, {tuple(blocks.shape)}" if isinstance(blocks, Tensor) else repr(blocks)
-        raise ValueError(f"{name}: expected {BLOCKS} of torch.int32 and shape {shape}, found {found}")
-    if not has_data(blocks):
-        raise ValueError(f"{name}: expected {BLOCKS} to have data, found it on {blocks.device}")
-    if wrong := state_formats.wrong_word(rule, saved, blocks) or state_formats.wrong_code(rule, saved, blocks):
-        raise ValueError(f"{name}: expected {BLOCKS} as this package writes them, found {wrong}")
-    return blocks
-
-
 def _convert_low(name: str, state: Mapping[str, Any], param: Tensor, master_weights: str | None) -> Tensor | None:
     low: Any = state.get("low")
     if "low" in state:
-        _check_saved(f"{name}: expected low", low, param)
+        check_saved(f"{name}: expected low", low, param)
         if (found := low.dtype) not in (dtypes := [dtype for dtype in MASTER_WEIGHTS.values() if dtype]):
             raise ValueError(f"{name}: expected low of {' or '.join(map(str, dtypes))}, found {found}")
     return formats.converted_low(param, low, formats.low_dtype(master_weights, param.dtype))
-
-
-def _check_saved(expected: str, saved: Any, param: Tensor) -> None:
-    if not isinstance(saved, Tensor):
-        raise ValueError(f"{expected} to be a tensor, found {saved!r}")
-    if saved.is_complex():
-        raise ValueError(f"{expected} to be real, found {saved.dtype}")
-    if saved.shape != param.shape:
-        raise ValueError(f"{expected} of shape {tuple(param.shape)}, found {tuple(saved.shape)}")
-    if not has_data(saved):
-        raise ValueError(f"{expected} to be dense and have data, found {saved.layout}, {saved.device}")
 
 
 def _all_positive(rates: Tensor) -> bool:

@@ -3,7 +3,8 @@
 The same on every backend, whatever block, thread or order an element is stepped in, and the same again in a run that
 is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number), from which their
 bits go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours
-are evenly spread, so that their roundings cancel rather than add up. An element's states are rounded by the same bits.
+are evenly spread, so that their roundings cancel rather than add up. An element's states are rounded by the same bits,
+but for packed16's means.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-#: To 24 bits, the most that rounding takes: a block's lowest byte stays.
+#: To 24 bits, as many as q8 rounds by: a block's lowest byte stays.
 GOLDEN = 0x9E377900
-#: Elements that share a hash, and in q8 the words of their codes.
+#: Elements that share a hash, and in q8 and packed16 the words of their codes.
 CODES = 128
 #: What is rounded by bits of its own.
 STATE_NOISE, MASTER_NOISE = 0, 1

@@ -135,12 +135,18 @@ def step(
 
 
 def _by_parameter(states: list[Tensor], rule: Rule) -> list[tuple[Tensor, ...]]:
-    """The states of each parameter, of which packed16 has one; what is left over, one by one."""
-    own = []
-    while states:
-        count = 1 if states[0].dtype == torch.int16 or len(states) < len(rule.states) else len(rule.states)
-        own.append(tuple(states[:count]))
-        states = states[len(own[-1]) :]
+    """The states of each parameter, of which packed16 has one."""
+    own, first = [], 0
+    packed = state_formats.state_dtype("packed16", state_formats.PACKED, rule, torch.float32)
+    while first < len(states):
+        end = first + (1 if states[first].dtype == packed else len(rule.states))
+        if end > len(states):
+            raise ValueError(
+                f"states must have {len(rule.states)} entries for each parameter, or one of {packed}, "
+                f"got {len(states)}, of which {len(states) - first} are left over"
+            )
+        own.append(tuple(states[first:end]))
+        first = end
     return own
 
 

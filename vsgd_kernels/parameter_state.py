@@ -63,6 +63,7 @@ def _is_in_another_format(state: dict[str, Any], rule: Rule, param: Tensor, styl
         return False
     found = state_formats.format_of(states)
     dtypes = [state_formats.state_dtype(found, key, rule, param.dtype) for key in keys]
-    blocks = isinstance(state.get(state_formats.BLOCKS), Tensor)
-    is_whole = [own.dtype for own in states] == dtypes and blocks == state_formats.has_blocks(found)
+    blocks = state.get(state_formats.BLOCKS)
+    shape = state_formats.blocks_shape(rule, param.numel()) if state_formats.has_blocks(found) else None
+    is_whole = [own.dtype for own in states] == dtypes and getattr(blocks, "shape", None) == shape
     return found != style and is_whole

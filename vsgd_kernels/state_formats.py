@@ -144,7 +144,7 @@ def encode(
         codes, words = q8.encode(rule, flat, random)
         blocks.copy_(words)
     else:
-        packed, words = packed16.encode(flat, random)
+        packed, words = packed16.encode(flat, random, random if noise is None else packed16.mean_random(random))
         codes = [packed]
         blocks.copy_(words)
     for state, code in zip(states, codes, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Stepper:
         for op in operands:
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
-        fresh = [op.param for op in operands if not scope.state.get(op.param)]
+        before = {op.param: dict(scope.state.get(op.param, {})) for op in operands}
         try:
             for op in operands:
                 own = scope.state.setdefault(op.param, {})
@@ -95,11 +95,20 @@ class Stepper:
                 parameter_state.complete(own, self._rule, op.param, numel, scope.settings[op.group])
             plan = Plan(self._rule, self._backend, scope)
         except BaseException:
-            for param in fresh:
-                scope.state.pop(param, None)
+            for param, entries in before.items():
+                _put_back(scope.state, param, entries)
             raise
-        is_first = len(fresh) == len(operands) and scope.alone is None
+        is_first = not any(before.values()) and scope.alone is None
         return None if is_first and _only_makes_states(scope) else plan
+
+
+def _put_back(state: dict[Tensor, dict[str, Any]], param: Tensor, entries: dict[str, Any]) -> None:
+    """A parameter's state as it was, in the same dict."""
+    if not entries:
+        state.pop(param, None)
+    elif param in state:
+        state[param].clear()
+        state[param].update(entries)
 
 
 def _only_makes_states(scope: Scope) -> bool:

@@ -62,6 +62,7 @@ class Table:
             rows.extend((list(FORMATS).index(format_of(states)), extra_bits(low)))
             rows.extend((0 if blocks is None else blocks.data_ptr(), key, seed, place))
             rows.append(0 if variance is None else variance.data_ptr())
+            # Where one tensor holds all states, it stands for each: kernels add to every address.
             held = [state.data_ptr() for state in states] * (len(batch.rule.states) // len(states))
             rows.extend(held + [0] * (len(COLUMNS) - _STATES - len(held)))
             layouts.extend(record)

@@ -101,7 +101,8 @@ def store_states(
     span = tl.full(largest.shape, _span(STATES), tl.float32)
     y = in_units * each_word(divide(span, largest.to(tl.float32, bitcast=True)), BLOCK) + 1.0
     SHIFT: tl.constexpr = 25 - MEAN
-    code = (y.to(tl.int32, bitcast=True) - 0x3F800000 + (random >> (32 - SHIFT)).to(tl.int32)) >> SHIFT
+    # By bits that did not round the rate, which decides on the mean's units.
+    code = (y.to(tl.int32, bitcast=True) - 0x3F800000 + ((random << 16) >> (32 - SHIFT)).to(tl.int32)) >> SHIFT
     code = tl.where(mean_bits < 0, -code, code) & ((1 << MEAN) - 1)
     packed = tl.where(number, packed | code, 1 << (MEAN - 1)).to(tl.int16)
     store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed, index < numel, MASKED)

@@ -1,0 +1,224 @@
+// What a warp of the CUDA kernels steps at a time, for host and device.
+#pragma once
+
+#include "formats.h"
+#include "lanes.h"
+#include "packed.h"
+#include "philox.h"
+#include "rules.h"
+
+namespace vsgd {
+
+// One tile of one tensor, by one warp.
+template <class Rule, class P, Format format, Path path, bool kWhole>
+struct Tile {
+  using A = typename Arithmetic<P>::type;
+  using S = typename StoredState<format, A>::type;
+  static constexpr bool blocks = kHasBlocks<format>, packed = format == Format::packed16;
+
+  const Row& row;
+  const int64_t gradient, first;
+  const int64_t* layouts;
+  const typename Rule::template Scalars<A>& s;
+  const Noise noise;
+  const Draw draw;
+  uint32_t* words;  // the block's
+
+  struct Lane {
+    A state[Rule::states][kEach];
+    Range range[Rule::states];
+
+    VSGD_FN void states_of(int j, A* each) const {
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) each[k] = state[k][j];
+    }
+  };
+
+  VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
+
+  template <int k>
+  VSGD_FN void decode(const Pack<S>& stored, A* state) const {
+    if constexpr (format == Format::q8) {
+      constexpr bool rate = Rule::is_rate(k);
+      const Q8 block = Q8::of<rate>(words[k]);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        state[j] = block.has_nan ? block.template number_or_nan<rate>(stored.at[j])
+                                 : block.template number<rate>(stored.at[j]);
+    } else {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        if constexpr (format == Format::fp32) state[j] = stored.at[j];
+        if constexpr (format == Format::bf16) state[j] = bf16_decode(stored.at[j]);
+      }
+    }
+  }
+
+  template <int k>
+  VSGD_FN void encode(const A* state, const uint32_t* random, uint32_t word, Pack<S>& stored) const {
+    if constexpr (format == Format::fp32) {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = state[j];
+    } else if constexpr (format == Format::bf16) {
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = bf16_encode(state[j], random[j]);
+    } else {
+      constexpr bool rate = Rule::is_rate(k);
+      const Q8 block = Q8::of<rate>(word);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
+    }
+  }
+
+  // The random bits of the lane's elements.
+  VSGD_FN void draw_bits(const Place<path>& at, uint32_t* random) const {
+    const uint32_t start = noise.start(first / kCodes, kStateNoise);
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
+  }
+
+  // All states, one after the other; which of them is a rate is known when this is compiled.
+  template <int k = 0>
+  VSGD_FN void load_states(const Place<path>& at, Lane& own) const {
+    if constexpr (packed) {
+      const auto stored = at.template load<kWhole, S>(row.state[0], kFirstState);
+      const auto block = Packed<Rule::states>::of(words);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        block.numbers_or_nan(stored.at[j].bits, state);
+        VSGD_UNROLL for (int i = 0; i < Rule::states; ++i) own.state[i][j] = state[i];
+      }
+    } else if constexpr (k < Rule::states) {
+      decode<k>(at.template load<kWhole, S>(row.state[k], kFirstState + k), own.state[k]);
+      load_states<k + 1>(at, own);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* random, const uint32_t* word) const {
+    if constexpr (packed) {
+      Pack<S> stored;
+      const auto block = Packed<Rule::states>::of(word);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        own.states_of(j, state);
+        stored.at[j].bits = block.code_or_nan(state, random[j]);
+      }
+      at.template store<kWhole>(row.state[0], kFirstState, stored);
+    } else if constexpr (k < Rule::states) {
+      Pack<S> stored;
+      encode<k>(own.state[k], random, word[k], stored);
+      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
+      store_states<k + 1>(at, own, random, word);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void find_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    if constexpr (packed) {
+      find_packed_words(lanes, word);
+    } else if constexpr (k < Rule::states) {
+      word[k] = q8_word<Rule::is_rate(k)>(range_of(lanes, k));
+      find_words<k + 1>(lanes, word);
+    }
+  }
+  VSGD_FN Range range_of(PerLane<Lane>& lanes, int k) const {
+    PerLane<Range> ranges;
+    each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
+    return range_of_lanes(ranges);
+  }
+  VSGD_FN void find_packed_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    Range range[Rule::states];
+    VSGD_UNROLL for (int k = 1; k < Rule::states; ++k) range[k] = range_of(lanes, k);
+    Packed<Rule::states>::find_rate_words(range, word);
+    const auto rates = Packed<Rule::states>::of(word);
+    each_lane([&](int lane) {
+      const Place<path> at = place(lane);
+      uint32_t random[kEach];
+      draw_bits(at, random);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        lanes[lane].states_of(j, state);
+        if (at.element(j) < row.numel) include(lanes[lane].range[0], rates.in_units(state, random[j]));
+      }
+    });
+    word[0] = Packed<Rule::states>::mean_word(range_of(lanes, 0));
+  }
+
+  // What the lane's masters have beyond their parameters, in 65,536ths of a unit in the last place. All elements of a
+  // tensor take the same branch.
+  VSGD_FN void load_low(const Place<path>& at, int32_t* low) const {
+    if (is_16_bit<P> && row.extra == 16) {
+      const auto pack = at.template load<kWhole, int16_t>(row.low, 2);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) low[j] = pack.at[j];
+    } else if (is_16_bit<P> && row.extra == 8) {
+      const auto pack = at.template load<kWhole, int8_t>(row.low, 2);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) low[j] = pack.at[j] * 256;
+    }
+  }
+
+  VSGD_FN void store_low(const Place<path>& at, const int32_t* low) const {
+    if (is_16_bit<P> && row.extra == 16) {
+      Pack<int16_t> pack;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) pack.at[j] = int16_t(low[j]);
+      at.template store<kWhole>(row.low, 2, pack);
+    } else if (is_16_bit<P> && row.extra == 8) {
+      Pack<int8_t> pack;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) pack.at[j] = int8_t(low[j] >> 8);
+      at.template store<kWhole>(row.low, 2, pack);
+    }
+  }
+
+  // Steps the lane's elements, all but the storing of their states.
+  VSGD_FN void update(int lane, Lane& own) const {
+    const Place<path> at = place(lane);
+    Pack<P> param = at.template load<kWhole, P>(row.param, 0);
+    const Pack<P> grad = at.template load<kWhole, P>(gradient, 1);
+    [[maybe_unused]] Pack<A> variance{};
+    if constexpr (Rule::samples) variance = at.template load<kWhole, A>(row.variance, kFirstState + kStored<Rule, format>);
+    [[maybe_unused]] Four four;  // words of the lane's four elements, or of one among others
+    int32_t low[kEach] = {};
+    load_low(at, low);
+    load_states(at, own);
+    const uint32_t master_start = is_16_bit<P> ? noise.start(first / kCodes, kMasterNoise) : 0u;
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+      A theta = load_param(&param.at[j], low[j]);
+      A ghat = bounded(load(&grad.at[j]) * s.sign);
+      A state[Rule::states];
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) state[k] = own.state[k][j];
+      Given<A> given;
+      if constexpr (Rule::draws) {
+        if (path != Path::aligned || j == 0) four = draw.words(uint32_t((at.element(j) - first) / 4));
+        given.word = path == Path::aligned ? four.word[j] : four.word[at.element(j) % 4];
+      }
+      if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
+      const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given);
+      bool nan = false;  // packed16 has it for all states
+      if constexpr (packed) nan = has_nan<Rule::states>(state);
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
+        own.state[k][j] = nan ? A(bit_cast<float>(kNan)) : state[k];
+        if (blocks && (k > 0 || !packed) && at.element(j) < row.numel) include(own.range[k], float(own.state[k][j]));
+      }
+      const bool rounds = is_16_bit<P> && row.extra < 16;
+      const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
+      low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
+    }
+    at.template store<kWhole>(row.param, 0, param);
+    store_low(at, low);
+  }
+
+  VSGD_FN void run() const {
+    PerLane<Lane> lanes;
+    uint32_t word[Rule::states] = {};
+    each_lane([&](int lane) {
+      lanes[lane] = Lane();
+      update(lane, lanes[lane]);
+    });
+    if constexpr (blocks) {
+      find_words(lanes, word);
+      // Every lane has read the old words: the exchange of ranges came after that.
+      each_lane([&](int lane) {
+        VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
+          if (lane == k) words[k] = word[k];
+      });
+    }
+    each_lane([&](int lane) {
+      uint32_t random[kEach] = {};
+      if constexpr (format != Format::fp32) draw_bits(place(lane), random);
+      store_states(place(lane), lanes[lane], random, word);
+    });
+  }
+};
+
+}  // namespace vsgd
