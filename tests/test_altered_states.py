@@ -65,6 +65,35 @@ def test_another_dtype_between_steps(style, key, dtype, generator):
     assert_same_bits(all_values(params, optimizer), before)
 
 
+def test_a_step_that_fails_leaves_every_format(generator):
+    """Though the first parameter's state could be coded."""
+    params, optimizer = make("fp32", generator)
+    train(optimizer, params, generator, 1)
+    removed = optimizer.state[params[2]].pop("bg")
+    before = [dict(optimizer.state[param]) for param in params]
+    optimizer.param_groups[0]["state_format"] = "packed16"
+    with pytest.raises(ValueError, match="state of parameter 2 of group 0 has no 'bg'"):
+        optimizer.step()
+    for param, entries in zip(params, before, strict=True):
+        own = optimizer.state[param]
+        assert own.keys() == entries.keys()
+        assert all(own[key] is entry for key, entry in entries.items())
+    optimizer.state[params[2]]["bg"] = removed
+    train(optimizer, params, generator, 1)
+    assert "packed" in optimizer.state[params[0]]
+
+
+@pytest.mark.parametrize("style", IN_BLOCKS)
+def test_short_blocks_are_not_decoded_for_another_format(style, generator):
+    params, optimizer = make(style, generator)
+    train(optimizer, params, generator, 1)
+    state = optimizer.state[params[0]]
+    state["blocks"] = state["blocks"][:-1].clone()
+    optimizer.param_groups[0]["state_format"] = "fp32"
+    with pytest.raises(ValueError, match=r"state 'blocks' of parameter 0 of group 0 must be .*shape \(33, 3\)"):
+        optimizer.step()
+
+
 def of_blocks(low, high, generator):
     """Positive, and in each block of some of the octaves from `low` to `high`."""
     bounds = low + (high - low) * torch.rand(2, LARGE // CODES + 1, 1, generator=generator).sort(0).values

@@ -201,6 +201,17 @@ def load_whole_into_parts(setting, state_dict, numbers):
         else:
             own = state_formats.stored(optimizer.state[param], optimizer.rule)
             assert_same_values([state.float() for state in own], wanted)
+    assert_altered_is_refused(optimizer, state_dict)
+
+
+def assert_altered_is_refused(optimizer, state_dict):
+    """Though words of a whole parameter mean nothing for its parts, and are decoded."""
+    for state in state_dict["state"].values():
+        if "blocks" in state:
+            state["blocks"][0, 1] = 31
+            with pytest.raises(ValueError, match="expected blocks as this package writes them, found 0x1f"):
+                optimizer.load_state_dict(state_dict)
+            return
 
 
 def test_full_state_dict(processes, setting):

@@ -188,6 +188,7 @@ ALTERED_PACKED16 = [
     (with_entries(packed=zeros(torch.int16, 2 * LARGE)[::2]), r"packed to be dense .* found torch.int16, \(2,\)"),
     (with_entries(packed=zeros(torch.int16, LARGE - 1)), r"expected packed of shape \(4133,\), found \(4132,\)"),
     (with_entries(packed=zeros(torch.int16).to("meta")), "expected packed to be dense and have data, found .* meta"),
+    (with_entries(bg=zeros(torch.float32)), "expected packed or mug, bg, bhg, found packed and bg"),
     (with_entries(packed=1.0), "expected packed to be a tensor, found 1.0"),
     (lambda state: state.pop("packed"), "expected mug, bg, bhg, found no mug, bg, bhg"),
 ]

@@ -120,6 +120,19 @@ def test_no_tensors_nothing_to_do(case, generator, backend):
     OP(**{**operands, "params": [], "grads": [], "lows": [], "states": [], "steps": [], "groups": []})
 
 
+@pytest.mark.parametrize("style", CODED)
+def test_float64_has_no_coded_states(style, generator, backend):
+    """Refused: no kernel decodes them."""
+    rule = CASES["vsgd"].optimizer.rule
+    param = torch.randn(state_formats.SMALLEST, generator=generator, dtype=torch.float64)
+    operands = arguments(CASES["vsgd"], generator, backend)
+    states, blocks = state_formats.empty(style, rule, param)
+    operands |= {"params": [param], "grads": [param], "lows": [], "states": states, "steps": [torch.zeros(())]}
+    operands |= {"groups": [0], "blocks": [] if blocks is None else [blocks]}
+    with pytest.raises(TypeError, match=r"states of params\[0\] must be torch.float64 .* got format"):
+        OP(**operands)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
