@@ -5,11 +5,12 @@
 //
 // Rates are coded as q8's, but in steps of 2^k that all rates of a block share: the finest in which the codes have no more
 // bits than there are, k from 5 to 26. (From 24 on, where both rates of a block span some 32 octaves or more, steps are
-// longer than an octave; bits are not linear in a rate across octaves, and it is rounded upwards on average.) The first rate's word is base | k, the second's base | the bits of the first's codes.
-// Rates beyond kMostRate count as that, for no step may lead to infinity.
+// longer than an octave; bits are not linear in a rate across octaves, and it is rounded upwards on average.) The first
+// rate's word is base | k, the second's base | the bits of the first's codes. Rates beyond kMostRate count as that, for no
+// step may lead to infinity.
 //
 // A mean is coded as q8's, in units of its own: of the power of two nearest to the root of its first rate, as that rate is
-// decoded. So a block can have elements of any scales. The word is the bits of the largest mean in these units.
+// decoded. So a block can have elements of any scales. The word is q8's, for the means in these units.
 //
 // An element one of whose states is NaN is NaN in all of them. Its mean's code is the lowest, that is no other mean's.
 #pragma once
@@ -107,10 +108,8 @@ struct Packed {
     const bool fits_at[] = {fits(low, high, k), fits(low, high, k + 1), fits(low, high, k + 2)};  // none waits for another
     k += fits_at[0] ? 0 : fits_at[1] ? 1 : fits_at[2] ? 2 : 3;
     word[1] = low[0] >> k << k | k;
-    if (two) word[states - 1] = low[1] >> k << k | bit_length(highest(low[0], high[0], k));
+    if (two) word[states - 1] = low[1] >> k << k | bit_length(highest_code(low[0], high[0], k));
   }
-  // The mean's word, by the range of means in units.
-  VSGD_FN static uint32_t mean_word(const Range& range) { return vsgd::mean_word(range) | (range.nan & kHasNan); }
 
  private:
   VSGD_FN static uint32_t at_most(uint32_t x, uint32_t most) { return x < most ? x : most; }
@@ -122,13 +121,9 @@ struct Packed {
   VSGD_FN uint32_t rate_code(int j, const float* state, uint32_t random) const {
     return (at_most(bit_cast<uint32_t>(state[j + 1]), kMostRate) - base[j] + (random >> (32u - k))) >> k;
   }
-  // The highest code, rounded up, in steps of 2^k.
-  VSGD_FN static uint32_t highest(uint32_t low, uint32_t high, uint32_t k) {
-    return (high - (low >> k << k) + ((1u << k) - 1u)) >> k;
-  }
   VSGD_FN static bool fits(const uint32_t* low, const uint32_t* high, uint32_t k) {
-    const uint32_t bits = bit_length(highest(low[0], high[0], k));
-    return bits + (two ? bit_length(highest(low[1], high[1], k)) : 0u) <= rate_bits;
+    const uint32_t bits = bit_length(highest_code(low[0], high[0], k));
+    return bits + (two ? bit_length(highest_code(low[1], high[1], k)) : 0u) <= rate_bits;
   }
 };
 

@@ -139,11 +139,10 @@ class PackedCoder {
  private:
   // 2^60: what is scaled stays finite where a block's largest mean is fewer of its units.
   static constexpr uint32_t kMostUnits = 0x5d800000u, kScale = 65u << 23;
-  static constexpr int kParts = kCodes / Vec::width;
 
   // root_scale over 2^64.
   VSGD_FN static __m512i half_exponent(__m512i rate) {
-    return _mm512_and_si512(_mm512_srli_epi32(rate, 1), broadcast(0x7f800000u));
+    return _mm512_and_si512(_mm512_srli_epi32(rate, 1), broadcast(kInfinity));
   }
 
   // Codes the rates, and finds the mean's word; false where what is scaled is too large.
@@ -156,7 +155,7 @@ class PackedCoder {
     pending.bases = _mm512_set1_epi16(int16_t(bases));
     __m512i largest = _mm512_setzero_si512();
 #pragma GCC unroll 8
-    for (int i = 0; i < kParts; ++i) {
+    for (int i = 0; i < Pending::kParts; ++i) {
       const __m512i raise = _mm512_srlv_epi32(random_at(i * Vec::width, start_), up);
       const __m512i first = _mm512_and_si512(_mm512_add_epi32(number(1, i), raise), kept);
       const __m512i second = _mm512_srlv_epi32(_mm512_add_epi32(number(2, i), raise), down);
@@ -171,7 +170,7 @@ class PackedCoder {
     means.high = _mm512_reduce_max_epu32(largest);
     if (means.high >= kMostUnits + kScale) return false;
     means.high = means.high > kScale ? means.high - kScale : 0;
-    words_[0] = Coding::mean_word(means);
+    words_[0] = q8_word<false>(means);
     pending.per_unit = _mm512_set1_ps(2.0f * Coding::of(words_).per_unit * 0x1p-65f);
     pending.codes = codes_;
     pending.start = start_;

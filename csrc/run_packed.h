@@ -66,7 +66,7 @@ VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32
   const Range means = range_of_each<states>(numbers, n, nan, [&](int64_t i, const float* state) {
     return rates.in_units(state, random + uint32_t(i) * kGolden);
   });
-  words[0] = Packed<states>::mean_word(means);
+  words[0] = q8_word<false>(means);
 }
 
 // Codes n elements, from the block's element `first` on; random: that one's bits.

@@ -110,8 +110,9 @@ VSGD_FN void include(Range& range, float x) {
   range.nan = larger(range.nan, ~number);
 }
 
-VSGD_FN bool rate_fits(uint32_t low, uint32_t high, uint32_t k) {
-  return ((high - ((low >> k) << k) + ((1u << k) - 1u)) >> k) <= kLastRate;
+// The highest code of a block's rates, rounded up, in steps of 2^k.
+VSGD_FN uint32_t highest_code(uint32_t low, uint32_t high, uint32_t k) {
+  return (high - ((low >> k) << k) + ((1u << k) - 1u)) >> k;
 }
 // The range of n numbers.
 VSGD_FN Range range_of(const float* numbers, int64_t n) {
@@ -136,10 +137,10 @@ struct RateRange {
 };
 // The finest steps in which the block's bits fit, even rounded up.
 VSGD_FN uint32_t rate_word(const Range& range) {
-  const uint32_t low = RateRange(range).low, high = RateRange(range).high;
-  uint32_t k = 5 + bit_length((high - low) >> 13);
-  if (!rate_fits(low, high, k)) ++k;
-  return ((low >> k) << k) | k;
+  const RateRange rates(range);
+  uint32_t k = 5 + bit_length((rates.high - rates.low) >> 13);
+  if (highest_code(rates.low, rates.high, k) > kLastRate) ++k;
+  return ((rates.low >> k) << k) | k;
 }
 VSGD_FN uint32_t mean_word(const Range& range) { return larger(range.high, kTinyBits); }
 template <bool rate>

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
 #include <tuple>
 
 #include "isa.h"
@@ -201,17 +202,15 @@ void run_row(const Row& row, int64_t gradient, const int64_t* layouts, int64_t b
 template <class Rule>
 using RunRow = void (*)(const Row&, int64_t, const int64_t*, int64_t, int64_t, ScalarsOf<Rule>&, Isa);
 
-// By dtype and format; double has no other format.
+// By format, and by dtype and format; double has no other format.
 template <class Rule>
-constexpr RunRow<Rule> run_rows[][4] = {
-    {run_row<Rule, float, Format::fp32>, run_row<Rule, float, Format::bf16>, run_row<Rule, float, Format::q8>,
-     run_row<Rule, float, Format::packed16>},
-    {run_row<Rule, double, Format::fp32>, nullptr, nullptr, nullptr},
-    {run_row<Rule, bf16, Format::fp32>, run_row<Rule, bf16, Format::bf16>, run_row<Rule, bf16, Format::q8>,
-     run_row<Rule, bf16, Format::packed16>},
-    {run_row<Rule, fp16, Format::fp32>, run_row<Rule, fp16, Format::bf16>, run_row<Rule, fp16, Format::q8>,
-     run_row<Rule, fp16, Format::packed16>},
-};
+using RunRows = std::array<RunRow<Rule>, 4>;
+template <class Rule, class P>
+constexpr RunRows<Rule> run_rows_of = {run_row<Rule, P, Format::fp32>, run_row<Rule, P, Format::bf16>,
+                                       run_row<Rule, P, Format::q8>, run_row<Rule, P, Format::packed16>};
+template <class Rule>
+constexpr RunRows<Rule> run_rows[] = {run_rows_of<Rule, float>, {run_row<Rule, double, Format::fp32>},
+                                      run_rows_of<Rule, bf16>, run_rows_of<Rule, fp16>};
 
 // Small tensors lie anywhere: what the one after next begins with is asked for early.
 constexpr int64_t kAhead = 2;

@@ -133,7 +133,7 @@ struct Tile {
         if (at.element(j) < row.numel) include(lanes[lane].range[0], rates.in_units(state, random[j]));
       }
     });
-    word[0] = Packed<Rule::states>::mean_word(range_of(lanes, 0));
+    word[0] = q8_word<false>(range_of(lanes, 0));
   }
 
   // What the lane's masters have beyond their parameters, in 65,536ths of a unit in the last place. All elements of a

@@ -16,7 +16,7 @@ from .checkpoint_layout import count, narrowed
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
 from .saved_states import check_codes, check_saved, check_states
-from .state_formats import BLOCKS, PACKED
+from .state_formats import BLOCKS
 
 #: Of what `state_dict` returns.
 VERSION = 1
@@ -160,10 +160,11 @@ def _convert_held(
 
     if BLOCKS in state and not any(map(is_traceable_wrapper_subclass, state.values())):  # it will be decoded
         check_states(name, state, rule, param)
-        check_codes(name, row_blocks.resolved(name, rule, param.shape, state), rule, param)
+        state = dict(row_blocks.resolved(name, rule, param.shape, state))
+        check_codes(name, state, rule, param)
     held, own = sharded_checkpoint.held_state(name, rule, param, state), sharding.local(param)
     converted = _convert_state(name, narrowed(held), group, rule, own, style, own_group)
-    for key in (*rule.states, PACKED, "low"):
+    for key in state_formats.elementwise(rule):
         if key in converted:
             converted[key] = Exact(sharding.like(param, converted[key].tensor))
     return converted
@@ -188,7 +189,7 @@ def _convert_state(
     converted: dict[str, Any] = {
         key: Exact(value.detach().clone()) if isinstance(value, Tensor) else value
         for key, value in state.items()  # what somebody else keeps there, as torch's optimizers do
-        if key not in (*rule.states, PACKED, BLOCKS, "low", *_FOREIGN_ENTRIES)
+        if key not in (*state_formats.elementwise(rule), BLOCKS, *_FOREIGN_ENTRIES)
     }
     converted["step"] = Exact(torch.tensor(step, dtype=torch.float32, device="cpu"))
     state = row_blocks.resolved(name, rule, param.shape, state)

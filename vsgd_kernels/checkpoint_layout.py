@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .hyperparameters import entries
 from .rules import Rule
-from .state_formats import PACKED
+from .state_formats import PACKED, WITH_16_BITS
 
 #: Settings without which the checkpoints of older optimizers are loaded all the same.
 _OPTIONAL = ("maximize",)
@@ -60,7 +60,7 @@ def has_data(tensor: Tensor) -> bool:
 def narrowed(state: Mapping[str, Any]) -> dict[str, Any]:
     """A saved state with what has 16 bits in as many: sharded_checkpoint.py widens it."""
     own = dict(state)
-    for key in (PACKED, "low"):
+    for key in WITH_16_BITS:
         value = own.get(key)
         if not isinstance(value, Tensor) or value.dtype != torch.int32 or is_traceable_wrapper_subclass(value):
             continue

@@ -11,7 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .q8 import HAS_NAN, TINY_BITS, by_block, each, magnitude_codes, magnitudes, marked, rate_range
+from .q8 import (
+    HAS_NAN,
+    TINY_BITS,
+    bit_length,
+    by_block,
+    each,
+    highest_codes,
+    magnitude_codes,
+    magnitudes,
+    marked,
+    rate_range,
+)
 from .rules import Rule
 
 #: The bits of 2^121; rates beyond count as that.
@@ -139,24 +150,16 @@ def _rate_words(rates: Sequence[Tensor], nan: Tensor) -> list[Tensor]:
     low, high = ([bound.clamp(max=MOST_RATE) for bound in bounds] for bounds in zip(*ranges, strict=True))
     # At most three steps too fine: a code that is rounded up, from a base below the lowest, may have a bit or two more.
     bits = rate_bits(1 + len(rates))
-    lengths = torch.stack([_bit_length(most - least) for least, most in zip(low, high, strict=True)])
+    lengths = torch.stack([bit_length(most - least) for least, most in zip(low, high, strict=True)])
     finest = lengths.amax(0) - bits
     if len(rates) == 2:
         finest = torch.maximum(finest, (lengths.sum(0) - bits + 1) >> 1)
     k = finest.clamp(min=5)
     for _ in range(3):
-        k = k + (torch.stack([_bit_length(code) for code in _highest_codes(low, high, k)]).sum(0) > bits)
+        lengths = torch.stack([bit_length(highest_codes(*bounds, k)) for bounds in zip(low, high, strict=True)])
+        k = k + (lengths.sum(0) > bits)
     words = [least >> k << k for least in low]
     words[0] = words[0] | k
     if len(rates) == 2:
-        words[1] = words[1] | _bit_length(_highest_codes(low, high, k)[0])
+        words[1] = words[1] | bit_length(highest_codes(low[0], high[0], k))
     return words
-
-
-def _highest_codes(low: Sequence[Tensor], high: Sequence[Tensor], k: Tensor) -> list[Tensor]:
-    """Rounded up, in steps of 2^k."""
-    return [(most - (least >> k << k) + (1 << k) - 1) >> k for least, most in zip(low, high, strict=True)]
-
-
-def _bit_length(x: Tensor) -> Tensor:
-    return torch.frexp(x.double()).exponent.long()

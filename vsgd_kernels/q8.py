@@ -1,4 +1,4 @@
-"""q8's codes, in plain torch (``csrc/states.h`` is the same in C++ and says what they mean).
+"""q8's codes, and what packed16 shares of them, in plain torch (``csrc/states.h`` says in C++ what they mean).
 
 Elements are flat, [numel], in the order in which they lie in memory; each `CODES` of them are a block, which has a word
 for each state.
@@ -100,9 +100,8 @@ def _encode_rates(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     bits = flat.view(torch.int32).long()
     low, high = rate_range(bits, flat.isnan())
     # The finest steps of 2^k in which the block's range fits, even rounded up: by its length in bits, or one more.
-    length = torch.frexp(((high - low) >> 13).double()).exponent.long()
-    k = 5 + length
-    k = k + ((((high - (low >> k << k)) + (1 << k) - 1) >> k) > _LAST_RATE)
+    k = 5 + bit_length((high - low) >> 13)
+    k = k + (highest_codes(low, high, k) > _LAST_RATE)
     word = (low >> k << k) | k
     own = each(word, flat.numel())
     k = own & 31
@@ -115,6 +114,16 @@ def rate_range(bits: Tensor, nan: Tensor) -> tuple[Tensor, Tensor]:
     high = by_block(torch.where(nan, 0, bits), 0).amax(1).clamp(min=TINY_BITS)
     low = by_block(torch.where(nan, 2**31, bits), 2**31).amin(1)
     return torch.minimum(low, high), high
+
+
+def highest_codes(low: Tensor, high: Tensor, k: Tensor) -> Tensor:
+    """Each block's highest code of a rate, rounded up, in steps of 2^k."""
+    return (high - (low >> k << k) + (1 << k) - 1) >> k
+
+
+def bit_length(x: Tensor) -> Tensor:
+    """How many bits integers have, from their highest set one on."""
+    return torch.frexp(x.double()).exponent.long()
 
 
 def _encode_means(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:

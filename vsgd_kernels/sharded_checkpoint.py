@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from . import row_blocks, state_formats
 from .rules import Rule
 from .sharding import is_of_rows, like, local
-from .state_formats import BLOCKS, PACKED
+from .state_formats import BLOCKS, PACKED, WITH_16_BITS
 
 
 def saved_state(rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,19 +39,19 @@ def held_state(name: str, rule: Rule, param: Tensor, state: Mapping[str, Any]) -
         name: what errors call the state.
         rule: the update rule.
         param: the parameter.
-        state: as `saved_state` made it, in parts or gathered, or that of a parameter which nobody had cut.
+        state: as `saved_state` made it, in parts, or gathered, or that of a parameter which nobody had cut; a whole one's
+            codes must have been checked.
 
     Raises:
         ValueError: an entry does not fit the parameter.
     """
-    if isinstance(param, DTensor) and not any(isinstance(value, DTensor) for value in state.values()):
-        state = row_blocks.resolved(name, rule, param.shape, state)
-        if BLOCKS in state:  # of the whole parameter: they mean nothing for a part
-            values = state_formats.decoded(state, rule)
-            state = {**_without_codes(state), **dict(zip(rule.states, values, strict=True))}
+    is_whole = not any(isinstance(value, DTensor) for value in state.values())
+    if isinstance(param, DTensor) and is_whole and BLOCKS in state:  # which mean nothing for a part
+        values = state_formats.decoded(state, rule)
+        state = {**_without_codes(state), **dict(zip(rule.states, values, strict=True))}
     return {
         key: _held(f"{name}: expected {key}", param, value, key != BLOCKS)
-        if isinstance(value, Tensor) and key in (*rule.states, PACKED, "low", BLOCKS)
+        if isinstance(value, Tensor) and key in (*state_formats.elementwise(rule), BLOCKS)
         else value
         for key, value in state.items()
     }
@@ -63,7 +63,7 @@ def _without_codes(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _widened(state: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(state)
-    for key in (PACKED, "low"):
+    for key in WITH_16_BITS:
         if key in own and own[key].dtype == torch.int16:
             own[key] = own[key].int()
     return own

@@ -18,6 +18,8 @@ from .rules import Rule, arithmetic_dtype
 
 #: The key of a parameter's blocks in its state, and that of its states where one tensor holds them all.
 BLOCKS, PACKED = "blocks", "packed"
+#: The keys of what may be integers of 16 bits.
+WITH_16_BITS = (PACKED, "low")
 #: Parameters of fewer elements keep their states in float32.
 SMALLEST = 4096
 #: Formats by name, in the order of ``csrc/states.h``, with their bytes a parameter, blocks included: of all states
@@ -51,6 +53,11 @@ def has_blocks(name: str) -> bool:
 def keys(name: str, rule: Rule) -> tuple[str, ...]:
     """The keys of a format's states in a parameter's state."""
     return (PACKED,) if name == "packed16" else rule.states
+
+
+def elementwise(rule: Rule) -> tuple[str, ...]:
+    """The keys of whatever a parameter's state may hold that has the parameter's shape."""
+    return (*rule.states, *WITH_16_BITS)
 
 
 def keys_in(state: Mapping[str, Any], rule: Rule) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from .backends.device import capturing
 from .batch import Gradients, check_grad, check_param
 from .plan import Plan, Scope, gradients_of, operands_of
 from .rules import Rule
-from .state_formats import PACKED
+from .state_formats import elementwise
 
 if TYPE_CHECKING:
     from .sharding import LocalView
@@ -58,7 +58,7 @@ class Stepper:
         try:
             local = self._view.take(scope)
             self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
-            self._view.give_back(scope.state, (*self._rule.states, PACKED, "low"))
+            self._view.give_back(scope.state, elementwise(self._rule))
         finally:
             self._view.drop()
 

@@ -9,8 +9,18 @@ from ...noise import CODES
 from ...packed16 import MEAN_BITS, MOST_RATE, SPANS
 from .access import load, state_at, store
 from .noise import state_noise
-from .q8 import TINY_BITS, each_word, max_of_blocks, words_at
-from .rules import divide
+from .q8 import (
+    TINY_BITS,
+    bit_length,
+    each_word,
+    highest_code,
+    magnitude_codes,
+    magnitudes,
+    max_of_blocks,
+    nan_mark,
+    rate_range,
+    words_at,
+)
 
 _CODES, _MOST_RATE = tl.constexpr(CODES), tl.constexpr(MOST_RATE)
 #: Of rules of two states, and of three.
@@ -42,12 +52,10 @@ def load_states(
     first = (word & -32) + (first << step)
 
     mean_word = tl.load(words, mask=there, other=_MOST_RATE)
-    largest = (mean_word & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-    unit = each_word(divide(largest, tl.full(largest.shape, _span(STATES), tl.float32)), BLOCK)
     code = (packed << (32 - MEAN)) >> (32 - MEAN)
-    y = (0x3F800000 + (tl.abs(code) << (25 - MEAN))).to(tl.float32, bitcast=True)
     scale = (((first >> 24) + 64) << 23).to(tl.float32, bitcast=True)
-    mean = (y - 1.0) * unit * scale
+    SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
+    mean = magnitudes(tl.abs(code), mean_word, SPAN, 25 - MEAN, BLOCK) * scale
     mean = tl.where(code < 0, -mean, mean)
 
     is_nan = (code == -(1 << (MEAN - 1))) & (each_word(mean_word, BLOCK) < 0)
@@ -75,8 +83,8 @@ def store_states(
     rates = state[1].to(tl.int32, bitcast=True)
     others = state[STATES - 1].to(tl.int32, bitcast=True)
 
-    low, high = _range(rates, counts, BLOCK)
-    other_low, other_high = _range(others, counts, BLOCK)
+    low, high = _kept_range(rates, counts, BLOCK)
+    other_low, other_high = _kept_range(others, counts, BLOCK)
     step = _step(low, high, other_low, other_high, STATES)
     base = (low >> step) << step
     tl.store(words + 1, base | step, mask=there)
@@ -86,7 +94,7 @@ def store_states(
     first = (tl.minimum(rates, _MOST_RATE) - bases + raise_by) >> steps
     packed = first << MEAN
     if STATES == 3:
-        length = _bit_length(_highest_code(low, high, step))
+        length = bit_length(highest_code(low, high, step))
         other_base = (other_low >> step) << step
         tl.store(words + 2, other_base | length, mask=there)
         second = (tl.minimum(others, _MOST_RATE) - each_word(other_base, BLOCK) + raise_by) >> steps
@@ -96,21 +104,13 @@ def store_states(
     in_units = (mean_bits & 0x7FFFFFFF).to(tl.float32, bitcast=True) * per_root_scale
     largest = max_of_blocks(tl.where(counts, in_units.to(tl.int32, bitcast=True), 0), BLOCK)
     largest = tl.maximum(largest, TINY_BITS)
-    has_nan = max_of_blocks(tl.where(number | (index >= numel), 0, 1), BLOCK) << 31
-    tl.store(words, largest | has_nan, mask=there)
-    span = tl.full(largest.shape, _span(STATES), tl.float32)
-    y = in_units * each_word(divide(span, largest.to(tl.float32, bitcast=True)), BLOCK) + 1.0
-    SHIFT: tl.constexpr = 25 - MEAN
+    tl.store(words, largest | nan_mark(number, index, numel, BLOCK), mask=there)
+    SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
     # By bits that did not round the rate, which decides on the mean's units.
-    code = (y.to(tl.int32, bitcast=True) - 0x3F800000 + ((random << 16) >> (32 - SHIFT)).to(tl.int32)) >> SHIFT
+    code = magnitude_codes(in_units, largest, random << 16, SPAN, 25 - MEAN, BLOCK)
     code = tl.where(mean_bits < 0, -code, code) & ((1 << MEAN) - 1)
     packed = tl.where(number, packed | code, 1 << (MEAN - 1)).to(tl.int16)
     store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed, index < numel, MASKED)
-
-
-@triton.jit
-def _span(STATES: tl.constexpr):
-    return _SPAN_3 if STATES == 3 else _SPAN_2
 
 
 @triton.jit
@@ -119,39 +119,24 @@ def _number(is_nan, bits):
 
 
 @triton.jit
-def _range(rates, counts, BLOCK: tl.constexpr):
-    """The lowest and the highest bits of each block's rates."""
-    high = tl.maximum(max_of_blocks(tl.where(counts, rates, 0), BLOCK), TINY_BITS)  # where all are NaN
-    low = 0x7FFFFFFF - max_of_blocks(tl.where(counts, 0x7FFFFFFF - rates, 0), BLOCK)
-    high = tl.minimum(high, _MOST_RATE)
-    return tl.minimum(low, high), high
+def _kept_range(rates, counts, BLOCK: tl.constexpr):
+    low, high = rate_range(rates, counts, BLOCK)
+    return tl.minimum(low, _MOST_RATE), tl.minimum(high, _MOST_RATE)
 
 
 @triton.jit
 def _step(low, high, other_low, other_high, STATES: tl.constexpr):
     """The finest steps of 2^k in which the codes of each block's rates have no more bits than there are."""
     BITS: tl.constexpr = 11 if STATES == 3 else 9
-    a = _bit_length(high - low)
+    a = bit_length(high - low)
     finest = a - BITS
     if STATES == 3:
-        b = _bit_length(other_high - other_low)
+        b = bit_length(other_high - other_low)
         finest = tl.maximum(tl.maximum(finest, b - BITS), (a + b - BITS + 1) >> 1)
     step = tl.maximum(finest, 5)
     for _ in tl.static_range(3):
-        bits = _bit_length(_highest_code(low, high, step))
+        bits = bit_length(highest_code(low, high, step))
         if STATES == 3:
-            bits += _bit_length(_highest_code(other_low, other_high, step))
+            bits += bit_length(highest_code(other_low, other_high, step))
         step += tl.where(bits > BITS, 1, 0)
     return step
-
-
-@triton.jit
-def _highest_code(low, high, step):
-    one = tl.full(step.shape, 1, tl.int32)
-    return (high - ((low >> step) << step) + (one << step) - 1) >> step
-
-
-@triton.jit
-def _bit_length(x):
-    # By the exponent of a float32; without the bits that follow the first, for rounding would carry into it.
-    return tl.maximum(((x & ~(x >> 1)).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126, 0)

@@ -48,10 +48,7 @@ def load_states(
             state = state + (bits.to(tl.float32, bitcast=True),)
         else:
             code = load(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
-            span = tl.full(word.shape, _SPAN, tl.float32)
-            unit = each_word(divide((word & 0x7FFFFFFF).to(tl.float32, bitcast=True), span), BLOCK)
-            y = (0x3F800000 + (tl.abs(code) << _MEAN_SHIFT)).to(tl.float32, bitcast=True)
-            value = (y - 1.0) * unit
+            value = magnitudes(tl.abs(code), word, _SPAN, _MEAN_SHIFT, BLOCK)
             value = tl.where(code < 0, -value, value)
             state = state + (tl.where((code == -128) & (each_word(word, BLOCK) < 0), float("nan"), value),)
     return state
@@ -70,27 +67,21 @@ def store_states(
         magnitude = bits & 0x7FFFFFFF
         number = state[k] == state[k]
         counts = number & (index < numel)
-        high = max_of_blocks(tl.where(counts, magnitude, 0), BLOCK)
-        has_nan = max_of_blocks(tl.where(number | (index >= numel), 0, 1), BLOCK) << 31
         if (RATES >> k) & 1:
-            low = 0x7FFFFFFF - max_of_blocks(tl.where(counts, 0x7FFFFFFF - magnitude, 0), BLOCK)
-            high = tl.maximum(high, TINY_BITS)  # where all are NaN
-            word = _rate_word(tl.minimum(low, high), high)
+            low, high = rate_range(magnitude, counts, BLOCK)
+            word = _rate_word(low, high)
             each = each_word(word, BLOCK)
             step = each & 31
             raised = bits - (each & -32) + (random >> (32 - step).to(tl.uint32)).to(tl.int32)
             code = tl.where(number, raised >> step, 255).to(tl.uint8)
             store(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), code, index < numel, MASKED)
         else:
-            word = tl.maximum(high, TINY_BITS)
-            span = tl.full(word.shape, _SPAN, tl.float32)
-            per_unit = each_word(divide(span, word.to(tl.float32, bitcast=True)), BLOCK)
-            y = tl.where(number, magnitude, 0).to(tl.float32, bitcast=True) * per_unit + 1.0
-            raised = y.to(tl.int32, bitcast=True) - 0x3F800000 + (random >> (32 - _MEAN_SHIFT)).to(tl.int32)
-            c = raised >> _MEAN_SHIFT
+            word = tl.maximum(max_of_blocks(tl.where(counts, magnitude, 0), BLOCK), TINY_BITS)
+            x = tl.where(number, magnitude, 0).to(tl.float32, bitcast=True)
+            c = magnitude_codes(x, word, random, _SPAN, _MEAN_SHIFT, BLOCK)
             code = tl.where(number, tl.where(bits < 0, -c, c), -128).to(tl.int8)
             store(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), code, index < numel, MASKED)
-        tl.store(words + k, word | has_nan, mask=block * _CODES < numel)
+        tl.store(words + k, word | nan_mark(number, index, numel, BLOCK), mask=block * _CODES < numel)
 
 
 @triton.jit
@@ -100,11 +91,52 @@ def max_of_blocks(x, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def nan_mark(number, index, numel, BLOCK: tl.constexpr):
+    """The sign bit for blocks not all of whose elements are numbers."""
+    return max_of_blocks(tl.where(number | (index >= numel), 0, 1), BLOCK) << 31
+
+
+@triton.jit
+def magnitude_codes(x, word, random, SPAN: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    """Codes of magnitudes, for words that are the bits of their blocks' largest."""
+    span = tl.full(word.shape, SPAN, tl.float32)
+    y = x * each_word(divide(span, word.to(tl.float32, bitcast=True)), BLOCK) + 1.0
+    return (y.to(tl.int32, bitcast=True) - 0x3F800000 + (random >> (32 - SHIFT)).to(tl.int32)) >> SHIFT
+
+
+@triton.jit
+def magnitudes(code, word, SPAN: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    """The magnitudes of `magnitude_codes`; words may be marked."""
+    span = tl.full(word.shape, SPAN, tl.float32)
+    unit = each_word(divide((word & 0x7FFFFFFF).to(tl.float32, bitcast=True), span), BLOCK)
+    return ((0x3F800000 + (code << SHIFT)).to(tl.float32, bitcast=True) - 1.0) * unit
+
+
+@triton.jit
+def rate_range(rates, counts, BLOCK: tl.constexpr):
+    """The lowest and highest bits of each block's rates; where none counts, those of the least rate there is."""
+    high = tl.maximum(max_of_blocks(tl.where(counts, rates, 0), BLOCK), TINY_BITS)
+    low = 0x7FFFFFFF - max_of_blocks(tl.where(counts, 0x7FFFFFFF - rates, 0), BLOCK)
+    return tl.minimum(low, high), high
+
+
+@triton.jit
+def highest_code(low, high, step):
+    """Each block's highest code of a rate, rounded up, in steps of 2^step."""
+    one = tl.full(step.shape, 1, tl.int32)
+    return (high - ((low >> step) << step) + (one << step) - 1) >> step
+
+
+@triton.jit
+def bit_length(x):
+    """How many bits integers have, from their highest set one on."""
+    # By the exponent of a float32; without the bits that follow the first, for rounding would carry into it.
+    return tl.maximum(((x & ~(x >> 1)).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126, 0)
+
+
+@triton.jit
 def _rate_word(low, high):
     """The finest steps of 2^k in which a block's range fits, even rounded up, and its base."""
-    # The length in bits, by the exponent of a float32 that holds them exactly.
-    length = tl.maximum((((high - low) >> 13).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126, 0)
-    k = 5 + length
-    one = tl.full(k.shape, 1, tl.int32)
-    k = tl.where(((high - ((low >> k) << k) + (one << k) - 1) >> k) > 254, k + 1, k)
+    k = 5 + bit_length((high - low) >> 13)
+    k = tl.where(highest_code(low, high, k) > 254, k + 1, k)
     return ((low >> k) << k) | k
