@@ -39,8 +39,8 @@ def held_state(name: str, rule: Rule, param: Tensor, state: Mapping[str, Any]) -
         name: what errors call the state.
         rule: the update rule.
         param: the parameter.
-        state: as `saved_state` made it, in parts, or gathered, or that of a parameter which nobody had cut; a whole one's
-            codes must have been checked.
+        state: as `saved_state` made it, in parts or gathered, or that of a parameter which nobody had cut; the codes of
+            a whole one must have been checked.
 
     Raises:
         ValueError: an entry does not fit the parameter.
