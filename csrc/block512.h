@@ -21,7 +21,7 @@ template <class Rule>
 struct Gradients512 {
   static constexpr int64_t variances = Rule::samples ? kCodes : 0;
   alignas(64) float ghat[kCodes], variance[variances + 1];
-  bool plain;  // whether none need be bounded
+  bool plain;  // whether none need be bounded, and no variance is negative
 
   template <class P, class S>
   VSGD_FN void read(const Operands<P>& at, const S& s) {
@@ -35,36 +35,43 @@ struct Gradients512 {
  private:
   static constexpr float kUnit = 4.0f / Bounds<float>::big;  // in which half the bound is 2
 
-  // Of numbers from 2 on, and of Inf and NaN, the second bit is set.
+  // The bits that are set in any of the numbers.
+  VSGD_FN static __m512i seen(const float* numbers, int64_t n, float factor) {
+    __m512i bits = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += Vec::size) {
+      const Vec x = Vec::load(numbers + i) * factor;
+      for (int part = 0; part < Vec::parts; ++part) bits = _mm512_or_si512(bits, x.bits(part));
+    }
+    return bits;
+  }
+
+  // Of numbers from 2 on, and of Inf and NaN, the second bit is set, and of what is negative the first.
   VSGD_FN bool all_below_two(float per_gradient, float per_variance) const {
-    __m512i seen = _mm512_setzero_si512();
-    const auto look_at = [&](const Vec& x) {
-      for (int i = 0; i < Vec::parts; ++i) seen = _mm512_or_si512(seen, x.bits(i));
-    };
-    for (int64_t i = 0; i < kCodes; i += Vec::size) look_at(Vec::load(ghat + i) * per_gradient);
-    for (int64_t i = 0; i < variances; i += Vec::size) look_at(Vec::load(variance + i) * per_variance);
-    return !_mm512_test_epi32_mask(seen, broadcast(0x40000000u));
+    const __m512i in_gradients = seen(ghat, kCodes, per_gradient), in_variances = seen(variance, variances, per_variance);
+    return !(_mm512_test_epi32_mask(in_gradients, broadcast(0x40000000u)) |
+             _mm512_test_epi32_mask(in_variances, broadcast(0xc0000000u)));
   }
 };
 
-// One plain block. Coder: how its states are stored; it keeps their numbers.
+// One plain block. Coder: how its states are stored.
 template <class Rule, class P, class Coder>
 class Block512 {
  public:
   using Scalars = typename Rule::template Scalars<Vec>;
 
-  VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients)
-      : at_(at), gradients_(gradients), coder_(at.state, at.words, at.noise.start(at.block, kStateNoise)) {}
+  // kept: what the coder keeps from block to block.
+  VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients, typename Coder::Kept& kept)
+      : at_(at), gradients_(gradients), coder_(at.state, at.words, at.noise.start(at.block, kStateNoise), kept) {}
 
   // Whether `run` may be called.
-  VSGD_FN bool is_plain() const { return coder_.is_plain() && gradients_.plain; }
+  VSGD_FN bool is_plain(const Unfloored& rates) const { return gradients_.plain && coder_.is_plain(rates); }
 
-  // pending: what the block before has left; and then what this one leaves. meanwhile() is called once.
+  // meanwhile() is called once.
   template <class Meanwhile>
-  VSGD_FN void run(const Scalars& s, typename Coder::Pending& pending, const Meanwhile& meanwhile) {
+  VSGD_FN void run(const Scalars& s, const Meanwhile& meanwhile) {
     coder_.open();
     infer(s);
-    coder_.finish(pending, meanwhile);
+    coder_.finish(meanwhile);
   }
 
  private:

@@ -27,6 +27,18 @@ VSGD_FN __m512i random_at(int64_t i, uint32_t start) {
   return _mm512_add_epi32(broadcast(start), _mm512_load_si512(kSteps.of + i));
 }
 
+// What a block's means stay below where it is plain: with gradients that need not be bounded, no rate comes to be infinite.
+constexpr uint32_t kLargeMean = 0x5d800000u;  // 2^60
+// What the bits of rates have to be for a block to be plain.
+struct Unfloored {
+  uint32_t least, most;
+  VSGD_FN explicit Unfloored(float from) : least(bit_cast<uint32_t>(from)), most(bit_cast<uint32_t>(kMostUnfloored)) {}
+  // Whether codes from 0 to `last` in steps of 2^k are such bits.
+  VSGD_FN bool has(uint32_t base, uint32_t last, uint32_t k) const {
+    return base >= least && base <= most && last <= (most - base) >> k;
+  }
+};
+
 // The codes of a turn, and of means their numbers in units, as the upper halves of floats.
 struct Turn {
   const void* codes;
@@ -51,15 +63,17 @@ class Bf16Codes {
   using S = uint16_t;
   static constexpr bool has_words = false;
 
-  // Whether none of a block's states is Inf or NaN.
+  // Whether none of a block's means is large, or NaN, and none of its rates is to be floored.
   template <bool rate>
-  VSGD_FN static bool plain(const S* codes, const uint32_t*) {
-    __m512i most = _mm512_setzero_si512();
+  VSGD_FN static bool plain(const S* codes, const uint32_t*, const Unfloored& rates) {
+    __m512i least = _mm512_loadu_si512(codes), most = _mm512_setzero_si512();
     for (int64_t i = 0; i < kCodes; i += 32) {
       const __m512i words = _mm512_loadu_si512(codes + i);
+      if (rate) least = _mm512_min_epu16(least, words);
       most = _mm512_max_epu16(most, rate ? words : _mm512_and_si512(words, broadcast(0x7fff7fffu)));
     }
-    return !_mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(int16_t(kInfinity >> 16)));
+    if (!rate) return !_mm512_cmpge_epu16_mask(most, halves(kLargeMean));
+    return !(_mm512_cmple_epu16_mask(least, halves(rates.least)) | _mm512_cmpge_epu16_mask(most, halves(rates.most)));
   }
 
   template <bool rate>
@@ -89,6 +103,9 @@ class Bf16Codes {
       _mm512_storeu_si512(codes + i * Vec::width, joined);
     }
   }
+
+ private:
+  VSGD_FN static __m512i halves(uint32_t bits) { return _mm512_set1_epi16(int16_t(bits >> 16)); }
 };
 
 // Of a mean's codes, m as a float: the bytes of its upper half, for m has no more than 8 bits.
@@ -122,9 +139,13 @@ class Q8Codes {
   using S = uint8_t;
   static constexpr bool has_words = true;
 
-  // Whether none of a block's states is NaN.
+  // The same; of NaN there is a mark, which is the uppermost bit.
   template <bool rate>
-  VSGD_FN static bool plain(const S*, const uint32_t* word) { return !(*word & kHasNan); }
+  VSGD_FN static bool plain(const S*, const uint32_t* word, const Unfloored& rates) {
+    if (!rate) return *word < kLargeMean;
+    const Q8 q8 = Q8::of<true>(*word);
+    return !q8.has_nan && rates.has(q8.base, kLastRate, q8.k);
+  }
 
   VSGD_FN Q8Codes() = default;
   VSGD_FN explicit Q8Codes(const Q8& q8)
@@ -213,9 +234,13 @@ class Range512 {
   template <bool rate>
   VSGD_FN void include(bool first, const Vec& x) {
     for (int i = 0; i < Vec::parts; ++i) {
-      const __m512i bits = rate ? x.bits(i) : magnitude(x.bits(i));
-      high_[i] = first ? bits : _mm512_max_epu32(high_[i], bits);
-      if (rate) low_[i] = first ? bits : _mm512_min_epu32(low_[i], bits);
+      const __m512i bits = x.bits(i);
+      if (rate) {
+        high_[i] = first ? bits : _mm512_max_epu32(high_[i], bits);
+        low_[i] = first ? bits : _mm512_min_epu32(low_[i], bits);
+      } else {
+        high_[i] = first ? magnitude(bits) : larger_magnitude(high_[i], x.part[i]);
+      }
     }
   }
   template <bool rate>
@@ -224,6 +249,10 @@ class Range512 {
   }
 
  private:
+  VSGD_FN static __m512i larger_magnitude(__m512i x, __m512 y) {
+    constexpr int kMaximumOfMagnitudes = 0b1011;
+    return _mm512_castps_si512(_mm512_range_ps(_mm512_castsi512_ps(x), y, kMaximumOfMagnitudes));
+  }
   VSGD_FN __m512i high() const { return _mm512_max_epu32(high_[0], high_[1]); }
   VSGD_FN __m512i low() const { return _mm512_min_epu32(low_[0], low_[1]); }
 

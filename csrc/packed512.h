@@ -29,6 +29,15 @@ struct LowerHalves {
 };
 constexpr LowerHalves kLowerHalves;
 
+// What others have the address of is kept in memory throughout, and this is not.
+template <class Rule>
+VSGD_FN Numbers512<Rule> copy_of(const Numbers512<Rule>& numbers) {
+  Numbers512<Rule> own;
+  for (int k = 0; k < Rule::states; ++k)
+    for (int64_t i = 0; i < kCodes; i += Vec::size) Vec::load(numbers.of[k] + i).store(own.of[k] + i);
+  return own;
+}
+
 template <class Rule>
 __attribute__((noinline)) void code_packed_by_loops(const Numbers512<Rule>& numbers, Packed16* codes, uint32_t* words,
                                                     uint32_t start) {
@@ -77,16 +86,20 @@ class PendingMeans {
 template <class Rule>
 class PackedCoder {
  public:
-  using Pending = PendingMeans<Rule>;
+  using Kept = PendingMeans<Rule>;
   using Coding = Packed<Rule::states>;
   static constexpr bool has_words = true;
   static_assert(Coding::mean_bits == 5 && Coding::shift == 20, "a mean's codes are looked up in two vectors");
 
-  VSGD_FN PackedCoder(void* const* states, uint32_t* words, uint32_t start)
-      : words_(words), codes_(static_cast<Packed16*>(states[0])), start_(start) {}
+  VSGD_FN PackedCoder(void* const* states, uint32_t* words, uint32_t start, Kept& pending)
+      : pending_(pending), words_(words), codes_(static_cast<Packed16*>(states[0])), start_(start) {}
 
-  // A mark is the uppermost bit.
-  VSGD_FN bool is_plain() const { return words_[0] < kMostUnits; }
+  VSGD_FN bool is_plain(const Unfloored& rates) const {
+    const Coding coding = Coding::of(words_);
+    const uint32_t first = (1u << coding.length) - 1u, second = (1u << (Coding::rate_bits - coding.length)) - 1u;
+    return words_[0] < kMostUnits &&  // nor is there a mark, which is the uppermost bit
+           rates.has(coding.base[0], first, coding.k) && rates.has(coding.base[1], second, coding.k);
+  }
 
   VSGD_FN void open() {
     const Coding coding = Coding::of(words_);
@@ -122,16 +135,16 @@ class PackedCoder {
 
   // Codes all but the means. Words wait for all numbers, and meanwhile() gives the processor something else to do.
   template <class Meanwhile>
-  VSGD_FN void finish(Pending& pending, const Meanwhile& meanwhile) {
+  VSGD_FN void finish(const Meanwhile& meanwhile) {
     Range ranges[Rule::states];
     for (int j = 0; j < 2; ++j) ranges[j + 1] = ranges_[j].template range<true>();
     // Here, for gcc would find them where they are used: 4 % slower.
     asm volatile("" : "+r"(ranges[1].high), "+r"(ranges[1].depth), "+r"(ranges[2].high), "+r"(ranges[2].depth));
     meanwhile();
-    pending.code();
+    pending_.code();
     const bool kept = larger(ranges[1].high, ranges[2].high) <= kMostRate;  // by which no state is NaN
     if (kept) Coding::find_rate_words(ranges, words_);
-    if (!kept || !code_rates(pending)) code_packed_by_loops<Rule>(numbers_.copy(), codes_, words_, start_);
+    if (!kept || !code_rates()) code_packed_by_loops<Rule>(copy_of(numbers_), codes_, words_, start_);
   }
 
   VSGD_FN void prefetch(int64_t turn) const { prefetch_turn(codes_ + turn); }
@@ -146,39 +159,40 @@ class PackedCoder {
   }
 
   // Codes the rates, and finds the mean's word; false where what is scaled is too large.
-  VSGD_FN bool code_rates(Pending& pending) {
+  VSGD_FN bool code_rates() {
     const Coding coding = Coding::of(words_);
     const uint32_t k = coding.k, place = Coding::mean_bits + coding.length;
     const __m512i up = broadcast(32u - k), kept = broadcast(~((1u << k) - 1u)), down = broadcast(k),
                   down_to_place = broadcast(k - Coding::mean_bits), to_place = broadcast(place);
     const uint32_t bases = (coding.base[0] >> (k - Coding::mean_bits)) + (coding.base[1] >> k << place);
-    pending.bases = _mm512_set1_epi16(int16_t(bases));
+    pending_.bases = _mm512_set1_epi16(int16_t(bases));
     __m512i largest = _mm512_setzero_si512();
 #pragma GCC unroll 8
-    for (int i = 0; i < Pending::kParts; ++i) {
+    for (int i = 0; i < Kept::kParts; ++i) {
       const __m512i raise = _mm512_srlv_epi32(random_at(i * Vec::width, start_), up);
       const __m512i first = _mm512_and_si512(_mm512_add_epi32(number(1, i), raise), kept);
       const __m512i second = _mm512_srlv_epi32(_mm512_add_epi32(number(2, i), raise), down);
-      pending.rates[i] = _mm512_add_epi32(_mm512_srlv_epi32(first, down_to_place), _mm512_sllv_epi32(second, to_place));
+      pending_.rates[i] = _mm512_add_epi32(_mm512_srlv_epi32(first, down_to_place), _mm512_sllv_epi32(second, to_place));
       // Exponents of 255 - e in place of 190 - e.
       const __m512i per_root = _mm512_andnot_si512(_mm512_srli_epi32(first, 1), broadcast(kInfinity));
       const __m512 x = _mm512_mul_ps(_mm512_castsi512_ps(number(0, i)), _mm512_castsi512_ps(per_root));
       largest = _mm512_max_epu32(largest, magnitude(_mm512_castps_si512(x)));
-      pending.means[i] = x;
+      pending_.means[i] = x;
     }
     Range means;
     means.high = _mm512_reduce_max_epu32(largest);
     if (means.high >= kMostUnits + kScale) return false;
     means.high = means.high > kScale ? means.high - kScale : 0;
     words_[0] = q8_word<false>(means);
-    pending.per_unit = _mm512_set1_ps(2.0f * Coding::of(words_).per_unit * 0x1p-65f);
-    pending.codes = codes_;
-    pending.start = start_;
+    pending_.per_unit = _mm512_set1_ps(2.0f * Coding::of(words_).per_unit * 0x1p-65f);
+    pending_.codes = codes_;
+    pending_.start = start_;
     return true;
   }
 
   VSGD_FN __m512i number(int k, int i) const { return bits_at(numbers_.of[k] + i * Vec::width); }
 
+  Kept& pending_;
   uint32_t* words_;
   Packed16* codes_;
   const uint32_t start_;  // the random bits of the first element

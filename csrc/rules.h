@@ -43,6 +43,16 @@ VSGD_FN A variational_move(A theta, A mug, A sigma2, const S& s) {
   return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
 }
 
+// Rates from a rule's `unfloored` to this one are stepped without the floors of its `infer`, none of which would take effect:
+// (1 - rho) of a rate is left, for what it goes towards is not negative, and sigma2 is at least half the lesser rate times
+// per_rate, but for rounding.
+constexpr float kMostUnfloored = 0x1p54f;
+// The least such rate; infinity where there is none.
+VSGD_FN float least_unfloored(float rho, float per_rate) {
+  const float floor = 4.0f * Bounds<float>::tiny / per_rate;
+  return rho > 1.0f - 0x1p-10f ? INFINITY : floor > 0x1p-70f ? floor : 0x1p-70f;
+}
+
 // What `infer` takes beside an element's gradient, gain and states, where its rule says so.
 template <class A>
 struct Given {
@@ -100,6 +110,11 @@ struct VsgdOf {
     return sigma2;
   }
 
+  // From 2^-70 to 2^54 w is 2^-125 or more, and no digits are lost.
+  VSGD_FN static float unfloored(const Scalars<float>& s) {
+    return least_unfloored(s.rho1 > s.rho2 ? s.rho1 : s.rho2, s.inv_a);
+  }
+
   template <class A>
   VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {
     return variational_move(theta, mug, sigma2, s);
@@ -153,6 +168,8 @@ struct ConstantVsgd {
     b = at_least(b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b), Bounds<A>::tiny);
     return sigma2;
   }
+
+  VSGD_FN static float unfloored(const Scalars<float>& s) { return least_unfloored(s.rho, s.w * s.inv_a); }
 
   template <class A>
   VSGD_FN static A move(A theta, A mug, A sigma2, const Scalars<A>& s) {

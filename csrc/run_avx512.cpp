@@ -1,5 +1,6 @@
 // Runs of blocks of coded states in AVX-512 with byte permutations. Blocks that are not plain, which are rare, are left to
-// run_cpu.h's loops: those with NaN, or with gradients that have to be bounded.
+// run_cpu.h's loops: those with NaN, with gradients that have to be bounded, or with rates that may have to be floored, as
+// all may in the first step.
 #include "isa.h"
 
 #if VSGD_BY_HAND_AVX512
@@ -53,21 +54,22 @@ void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template 
   if (n == 0) return;
   const auto s = splat<Rule>(scalars);
   const auto from = [&](int64_t first) { return at.template from<S>(first, Rule::states); };
+  const Unfloored unfloored(Rule::unfloored(scalars));
   Gradients512<Rule> gradients;
   gradients.read(at, s);
-  typename Coder::Pending pending;
+  typename Coder::Kept kept;
   for (int64_t first = 0; first < n; first += kCodes) {
     const Operands<P> here = from(first);
     const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
-    Block512<Rule, P, Coder> block(here, gradients);
-    if (block.is_plain()) {
-      block.run(s, pending, read_next);
+    Block512<Rule, P, Coder> block(here, gradients, kept);
+    if (block.is_plain(unfloored)) {
+      block.run(s, read_next);
     } else {
       run_block<Rule, P, format, true>(here, kCodes, scalars);
       read_next();
     }
   }
-  pending.code();
+  kept.code();
 }
 
 // Has it compiled for all that is run by hand, by naming it.

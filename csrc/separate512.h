@@ -20,47 +20,25 @@ struct Rounding {
 template <class Rule>
 struct Numbers512 {
   alignas(64) float of[Rule::states][kCodes];
-
-  // What others have the address of is kept in memory throughout, and this is not.
-  VSGD_FN Numbers512 copy() const {
-    Numbers512 own;
-    for (int k = 0; k < Rule::states; ++k)
-      for (int64_t i = 0; i < kCodes; i += Vec::size) Vec::load(of[k] + i).store(own.of[k] + i);
-    return own;
-  }
 };
-
-// q8's codes and words of a block's states in which, of what was plain, NaN has come to be.
-template <class Rule, int k = 0>
-VSGD_FN void code_with_nan(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words, uint32_t start) {
-  if constexpr (k < Rule::states) {
-    constexpr bool rate = Rule::is_rate(k);
-    auto* codes = static_cast<uint8_t*>(states[k]);
-    encode<rate>(numbers.of[k], codes, kCodes, find_word<rate>(numbers.of[k], kCodes, codes, words + k), start);
-    code_with_nan<Rule, k + 1>(numbers, states, words, start);
-  }
-}
-template <class Rule>
-__attribute__((noinline)) void code_by_loops(const Numbers512<Rule>& numbers, void* const* states, uint32_t* words,
-                                             uint32_t start) {
-  code_with_nan<Rule>(numbers, states, words, start);
-}
 
 template <class Rule, class Codes>
 class SeparateCoder {
  public:
   static constexpr bool has_words = Codes::has_words;
-  struct Pending {  // nothing of a block is left for later
-    VSGD_FN void code() {}
+  // The numbers, which are written anew for each block: of a block's own gcc keeps some in registers, and then moves others
+  // in and out of memory for them (8 % slower).
+  struct Kept : Numbers512<Rule> {
+    VSGD_FN void code() {}  // nothing is left for later
   };
 
-  VSGD_FN SeparateCoder(void* const* states, uint32_t* words, uint32_t start)
-      : states_(states), words_(words), start_(start) {}
+  VSGD_FN SeparateCoder(void* const* states, uint32_t* words, uint32_t start, Kept& numbers)
+      : numbers_(numbers), states_(states), words_(words), start_(start) {}
 
   template <int k = 0>
-  VSGD_FN bool is_plain() const {
+  VSGD_FN bool is_plain(const Unfloored& rates) const {
     if constexpr (k < Rule::states) {
-      return Codes::template plain<Rule::is_rate(k)>(stored(k), words_ + k) && is_plain<k + 1>();
+      return Codes::template plain<Rule::is_rate(k)>(stored(k), words_ + k, rates) && is_plain<k + 1>(rates);
     } else {
       return true;
     }
@@ -96,9 +74,9 @@ class SeparateCoder {
 
   // Codes what is not coded yet. Words wait for all numbers, and meanwhile() gives the processor something else to do.
   template <class Meanwhile>
-  VSGD_FN void finish(Pending&, const Meanwhile& meanwhile) {
+  VSGD_FN void finish(const Meanwhile& meanwhile) {
     meanwhile();
-    if (!find_words()) return code_copy();
+    find_words();
 #pragma GCC unroll 2
     for (int64_t turn = has_words ? 0 : kCodes - kTurn; turn < kCodes; turn += kTurn) code(turn);
   }
@@ -116,23 +94,14 @@ class SeparateCoder {
  private:
   VSGD_FN typename Codes::S* stored(int k) const { return static_cast<typename Codes::S*>(states_[k]); }
 
-  // False where there are NaN.
   template <int k = 0>
-  VSGD_FN bool find_words() {
+  VSGD_FN void find_words() {
     if constexpr (has_words && k < Rule::states) {
       constexpr bool rate = Rule::is_rate(k);
-      const Range range = ranges_[k].template range<rate>();
-      if (range.high > kInfinity || !find_words<k + 1>()) return false;
-      words_[k] = q8_word<rate>(range);
+      words_[k] = q8_word<rate>(ranges_[k].template range<rate>());
       codes_[k] = Codes(Q8::of<rate>(words_[k]));
+      find_words<k + 1>();
     }
-    return true;
-  }
-
-  VSGD_FN void code_copy() const {
-    void* states[Rule::states];
-    for (int k = 0; k < Rule::states; ++k) states[k] = states_[k];
-    code_by_loops(numbers_.copy(), states, words_, start_);
   }
 
   template <int k = 0>
@@ -143,10 +112,10 @@ class SeparateCoder {
     }
   }
 
+  Kept& numbers_;
   void* const* states_;
   uint32_t* words_;
   const uint32_t start_;  // the random bits of the first element
-  Numbers512<Rule> numbers_;
   Codes codes_[Rule::states];
   Turn turns_[Rule::states];
   Range512 ranges_[Rule::states];

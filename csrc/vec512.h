@@ -49,10 +49,8 @@ VSGD_FN Vec square_root(const Vec& x) {
   return Vec::all([&](int i) { return _mm512_sqrt_ps(x.part[i]); });
 }
 
-// numbers.h's, for which the processor has an instruction: of NaN it returns the second operand.
+// Nothing is floored: vectors are of blocks in which no floor would take effect.
 template <> struct Bounds<Vec> : Bounds<float> {};
-VSGD_FN Vec at_least(const Vec& x, float floor) {
-  return Vec::all([&](int i) { return _mm512_max_ps(_mm512_set1_ps(floor), x.part[i]); });
-}
+VSGD_FN Vec at_least(const Vec& x, float) { return x; }
 
 }  // namespace vsgd

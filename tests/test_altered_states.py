@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import assert_same_bits, each_isa, train
+from tests.cases import CODED, assert_same_bits, each_isa, train
 from tests.codes import IN_BLOCKS, LARGE, all_values, decoded, make
 from vsgd_kernels.noise import CODES
 
@@ -118,7 +118,7 @@ def stepped_from(case, style, backend, count, numbers, grad, steps):
     return optimizer.state[param].values()
 
 
-@pytest.mark.parametrize("style", IN_BLOCKS)
+@pytest.mark.parametrize("style", CODED)
 @pytest.mark.parametrize("count", [0.0, 5.0])  # the first step forgets the rates, so that its means come to be large
 def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
     """Means and rates of all magnitudes that are loaded, whose blocks span anything, and which no gradients explain."""
@@ -129,6 +129,9 @@ def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
         if key in rule.rates:
             value[:CODES] = 2.0**-100
             value[2 * CODES : 3 * CODES] = 0.5
+    numbers[0][3 * CODES : 4 * CODES] = 2.0**80
+    for value in numbers[1:]:
+        value[3 * CODES : 4 * CODES] = 2.0**50
     numbers[0] *= torch.randn(LARGE, generator=generator).sign()
     grad = of_blocks(-40, 40, generator) * torch.randn(LARGE, generator=generator).sign()
     others = [stepped_from(case, style, backend, count, numbers, grad, 3) for backend in ("cuda", "triton")]
@@ -139,3 +142,38 @@ def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
         for other in others:
             assert_same_bits(other, wanted)
         assert_same_bits(reference, stepped_from(case, style, "cpp", count, numbers, grad, 1))
+
+
+#: about the floors, about what is stepped without them, and beyond
+RATES = torch.tensor([-100, -99, -71, -70, -69, -24, 0, 53, 54, 55, 100.0]).exp2()
+
+
+@pytest.mark.parametrize("style", CODED)
+@pytest.mark.parametrize("count", [0.0, 5.0])  # the first step forgets the rates
+@pytest.mark.parametrize("ps", [1e-300, 1e30])  # by which rates fall to their floors, and variances do
+def test_floors_take_effect_alike(case, style, count, ps, monkeypatch):
+    """Where no gradient keeps the rates up, and a variance that is not floored would show in the parameter's step."""
+    rule = case.optimizer.rule
+    settings = {**case.settings, "eps": 0.0, **({"ps": ps} if "ps" in rule.hyper else {})}
+    first, even, odd = torch.cartesian_prod(RATES, RATES, RATES)[..., None].expand(-1, -1, CODES).unbind(1)  # of blocks
+    rates = [first.flatten(), torch.where(torch.arange(CODES) % 2 == 0, even, odd).flatten()]
+    means = torch.full_like(rates[0], 2.0**-60)
+    numbers = dict(zip(rule.states, (means, *rates), strict=False))
+
+    def stepped(backend):
+        param = torch.nn.Parameter(torch.zeros_like(means))
+        optimizer = case.optimizer([param], **settings, state_format=style, backend=backend)
+        saved = optimizer.state_dict()
+        saved["state"] = {0: {"step": torch.tensor(count), **numbers}}
+        optimizer.load_state_dict(saved)
+        for sign in (1.0, -1.0, 1.0):  # negative variances, too, which nothing but rounding makes
+            param.grad = decoded(optimizer, param)[0].clone()
+            if rule.samples:
+                optimizer.accumulate()
+                optimizer._samples[param].variance.copy_(sign * rates[0])
+            optimizer.step()
+        return [param.detach(), *optimizer.state[param].values()]
+
+    wanted = stepped("cuda")
+    for _ in each_isa(monkeypatch):
+        assert_same_bits(stepped("cpp"), wanted)

@@ -117,11 +117,12 @@ def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, scale, m
     outcomes = []
     for _ in each_isa(monkeypatch):
         param = torch.nn.Parameter(torch.ones_like(grad))
-        optimizer = SampleVSGD([param], lr=1e-2, ps=1e-29, maximize=True, state_format=style, backend="cpp")
-        for param.grad in (grad.clone(), -grad, 0.5 * grad, -0.5 * grad):
-            optimizer.accumulate()
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
-        optimizer.step()
+        optimizer = SampleVSGD([param], lr=1e-2, maximize=True, state_format=style, backend="cpp")
+        for _ in range(3):
+            for param.grad in (grad.clone(), -grad, 0.5 * grad, -0.5 * grad):
+                optimizer.accumulate()
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
+            optimizer.step()
         outcomes.append(([param], [optimizer.state[param]]))
     for outcome in outcomes[1:]:
         assert_same(outcome, outcomes[0])
