@@ -121,7 +121,7 @@ def stepped_from(case, style, backend, count, numbers, grad, steps):
 @pytest.mark.parametrize("style", CODED)
 @pytest.mark.parametrize("count", [0.0, 5.0])  # the first step forgets the rates, so that its means come to be large
 def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
-    """Means and rates of all magnitudes that are loaded, whose blocks span anything, and which no gradients explain."""
+    """Means and rates of all magnitudes that are loaded, whose blocks span anything, and which no gradients explain; NaN."""
     rule = case.optimizer.rule
     numbers = [of_blocks(-100, 120 if key in rule.rates else 60, generator) for key in rule.states]
     for key, value in zip(rule.states, numbers, strict=True):
@@ -129,11 +129,14 @@ def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
         if key in rule.rates:
             value[:CODES] = 2.0**-100
             value[2 * CODES : 3 * CODES] = 0.5
-    numbers[0][3 * CODES : 4 * CODES] = 2.0**80
-    for value in numbers[1:]:
-        value[3 * CODES : 4 * CODES] = 2.0**50
+    for k, (key, value) in enumerate(zip(rule.states, numbers, strict=True)):
+        value[3 * CODES : 4 * CODES] = 2.0**50 if key in rule.rates else 2.0**80
+        value[5 * CODES : 9 * CODES] = 0.5
+        value[(6 + k) * CODES] = torch.nan
     numbers[0] *= torch.randn(LARGE, generator=generator).sign()
-    grad = of_blocks(-40, 40, generator) * torch.randn(LARGE, generator=generator).sign()
+    grad = of_blocks(-40, 40, generator)
+    grad[5 * CODES : 6 * CODES] = 2.0**70
+    grad *= torch.randn(LARGE, generator=generator).sign()
     others = [stepped_from(case, style, backend, count, numbers, grad, 3) for backend in ("cuda", "triton")]
     # The reference's parameter differs in its last bits, and hence what it would draw and decay later.
     reference = stepped_from(case, style, "eager", count, numbers, grad, 1)
