@@ -1,5 +1,7 @@
 """States that no training led to: checked before they are stepped, and stepped alike by all."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -101,13 +103,13 @@ def of_blocks(low, high, generator):
     return exponents.exp2().flatten()[:LARGE]
 
 
-def stepped_from(case, style, backend, count, numbers, grad, steps):
+def stepped_from(make_optimizer, backend, count, numbers, grad, steps):
     """A state that stands for these numbers after `count` steps, after some more.
 
     Every other block's gradients are its means, which leaves its rates as far from their squares as they are.
     """
     param = torch.nn.Parameter(torch.zeros(LARGE))
-    optimizer = case.optimizer([param], **case.settings, state_format=style, backend=backend)
+    optimizer = make_optimizer([param], backend=backend)
     saved = optimizer.state_dict()
     saved["state"] = {0: {"step": torch.tensor(count), **dict(zip(optimizer.rule.states, numbers, strict=True))}}
     optimizer.load_state_dict(saved)
@@ -119,32 +121,36 @@ def stepped_from(case, style, backend, count, numbers, grad, steps):
 
 
 @pytest.mark.parametrize("style", CODED)
-@pytest.mark.parametrize("count", [0.0, 5.0])  # the first step forgets the rates, so that its means come to be large
-def test_any_state_is_stepped_alike(case, style, count, generator, monkeypatch):
-    """Means and rates of all magnitudes that are loaded, whose blocks span anything, and which no gradients explain; NaN."""
+@pytest.mark.parametrize(("count", "tau"), [(5.0, None), (0.0, None), (1.0, 0.005)])  # the others forget the rates
+def test_any_state_is_stepped_alike(case, style, count, tau, generator, monkeypatch):
+    """Means and rates of all magnitudes that are loaded, whose blocks span anything; NaN and large gradients."""
     rule = case.optimizer.rule
+    taus = dict.fromkeys({"tau", "tau1", "tau2"} & set(rule.hyper), tau) if tau else {}
+    make_optimizer = partial(case.optimizer, **{**case.settings, **taus}, state_format=style)
     numbers = [of_blocks(-100, 120 if key in rule.rates else 60, generator) for key in rule.states]
     for key, value in zip(rule.states, numbers, strict=True):
         value[: 3 * CODES] = 2.0**59
         if key in rule.rates:
             value[:CODES] = 2.0**-100
             value[2 * CODES : 3 * CODES] = 0.5
-    for k, (key, value) in enumerate(zip(rule.states, numbers, strict=True)):
-        value[3 * CODES : 4 * CODES] = 2.0**50 if key in rule.rates else 2.0**80
-        value[5 * CODES : 9 * CODES] = 0.5
-        value[(6 + k) * CODES] = torch.nan
+    for k, value in enumerate(numbers):
+        value[3 * CODES : 4 * CODES] = 2.0 ** [60, 50, 20][k]
+        value[4 * CODES : 5 * CODES] = 2.0 ** [58.9, -1.0, -24.0][k]  # a mean of more and more of its units
+        value[5 * CODES : 12 * CODES] = 0.5
+        value[(7 + 2 * k) * CODES] = torch.nan
     numbers[0] *= torch.randn(LARGE, generator=generator).sign()
     grad = of_blocks(-40, 40, generator)
     grad[5 * CODES : 6 * CODES] = 2.0**70
     grad *= torch.randn(LARGE, generator=generator).sign()
-    others = [stepped_from(case, style, backend, count, numbers, grad, 3) for backend in ("cuda", "triton")]
+    grad[3 * CODES : 4 * CODES] = -0.49 * numbers[0][3 * CODES : 4 * CODES]  # leads to rates of more than 2^121
+    others = [stepped_from(make_optimizer, backend, count, numbers, grad, 3) for backend in ("cuda", "triton")]
     # The reference's parameter differs in its last bits, and hence what it would draw and decay later.
-    reference = stepped_from(case, style, "eager", count, numbers, grad, 1)
+    reference = stepped_from(make_optimizer, "eager", count, numbers, grad, 1)
     for _ in each_isa(monkeypatch):
-        wanted = stepped_from(case, style, "cpp", count, numbers, grad, 3)
+        wanted = stepped_from(make_optimizer, "cpp", count, numbers, grad, 3)
         for other in others:
             assert_same_bits(other, wanted)
-        assert_same_bits(reference, stepped_from(case, style, "cpp", count, numbers, grad, 1))
+        assert_same_bits(reference, stepped_from(make_optimizer, "cpp", count, numbers, grad, 1))
 
 
 #: about the floors, about what is stepped without them, and beyond

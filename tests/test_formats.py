@@ -110,9 +110,9 @@ def test_instruction_sets_give_the_same_bits(case, style, generator, monkeypatch
         assert_same(stepped(case, pairs, style, "cpp", 3), wanted)
 
 
-@pytest.mark.parametrize("scale", [0.01, 2.0**100])
+@pytest.mark.parametrize("scale", [0.01, 2.0**75])
 def test_instruction_sets_give_the_same_bits_of_opposite_samples(style, scale, monkeypatch):
-    """Whose mean is 0, and whose variance, divided by the scale's square, is anything; 2^-200 is not a float32."""
+    """Whose mean is 0, and whose variance, divided by the scale's square, is anything; 2^-150 is not a float32."""
     grad = extreme_gradients()[:4000].repeat(2)  # those that are finite
     outcomes = []
     for _ in each_isa(monkeypatch):
