@@ -103,16 +103,22 @@ def of_blocks(low, high, generator):
     return exponents.exp2().flatten()[:LARGE]
 
 
+def started_from(make_optimizer, backend, count, numbers):
+    """A parameter of zeros, and its optimizer with a state that stands for these numbers after `count` steps."""
+    param = torch.nn.Parameter(torch.zeros_like(numbers[0]))
+    optimizer = make_optimizer([param], backend=backend)
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {"step": torch.tensor(count), **dict(zip(optimizer.rule.states, numbers, strict=True))}}
+    optimizer.load_state_dict(saved)
+    return param, optimizer
+
+
 def stepped_from(make_optimizer, backend, count, numbers, grad, steps):
     """A state that stands for these numbers after `count` steps, after some more.
 
     Every other block's gradients are its means, which leaves its rates as far from their squares as they are.
     """
-    param = torch.nn.Parameter(torch.zeros(LARGE))
-    optimizer = make_optimizer([param], backend=backend)
-    saved = optimizer.state_dict()
-    saved["state"] = {0: {"step": torch.tensor(count), **dict(zip(optimizer.rule.states, numbers, strict=True))}}
-    optimizer.load_state_dict(saved)
+    param, optimizer = started_from(make_optimizer, backend, count, numbers)
     is_own = torch.arange(LARGE) // CODES % 2 == 0
     for _ in range(steps):
         param.grad = torch.where(is_own, decoded(optimizer, param)[0], grad)
@@ -164,17 +170,14 @@ def test_floors_take_effect_alike(case, style, count, ps, monkeypatch):
     """Where no gradient keeps the rates up, and a variance that is not floored would show in the parameter's step."""
     rule = case.optimizer.rule
     settings = {**case.settings, "eps": 0.0, **({"ps": ps} if "ps" in rule.hyper else {})}
+    make_optimizer = partial(case.optimizer, **settings, state_format=style)
     first, even, odd = torch.cartesian_prod(RATES, RATES, RATES)[..., None].expand(-1, -1, CODES).unbind(1)  # of blocks
     rates = [first.flatten(), torch.where(torch.arange(CODES) % 2 == 0, even, odd).flatten()]
     means = torch.full_like(rates[0], 2.0**-60)
-    numbers = dict(zip(rule.states, (means, *rates), strict=False))
+    numbers = [means, *rates][: len(rule.states)]
 
     def stepped(backend):
-        param = torch.nn.Parameter(torch.zeros_like(means))
-        optimizer = case.optimizer([param], **settings, state_format=style, backend=backend)
-        saved = optimizer.state_dict()
-        saved["state"] = {0: {"step": torch.tensor(count), **numbers}}
-        optimizer.load_state_dict(saved)
+        param, optimizer = started_from(make_optimizer, backend, count, numbers)
         for sign in (1.0, -1.0, 1.0):  # negative variances, too, which nothing but rounding makes
             param.grad = decoded(optimizer, param)[0].clone()
             if rule.samples:
