@@ -68,7 +68,8 @@ extension = CppExtension(
         "cxx": [
             "-std=c++17",
             "-O3",
-            # One rounding for each operation on every instruction set, so that all give the same bits.
+            # Products and sums are fused where the code says so and nowhere else, so that all instruction sets give the
+            # same bits.
             "-ffp-contract=off",
             # sqrt and selects as plain instructions; without these no loop vectorises.
             "-fno-math-errno",

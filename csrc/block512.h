@@ -16,16 +16,18 @@ VSGD_FN Vec load_vec(const P* p) {
   return Vec::load(numbers);
 }
 
-// The gradients of a block, and of samples their variances, multiplied by `sign` and by its square.
-template <class Rule>
+// The gradients of a block, and of samples their variances, multiplied by `sign` and by its square. kAsTheyAre: the
+// gradients are floats, and `sign` is 1.
+template <class Rule, bool kAsTheyAre>
 struct Gradients512 {
   static constexpr int64_t variances = Rule::samples ? kCodes : 0;
-  alignas(64) float ghat[kCodes], variance[variances + 1];
+  const float* ghat;
+  alignas(64) float variance[variances + 1];
   bool plain;  // whether none need be bounded, and no variance is negative
 
   template <class P, class S>
   VSGD_FN void read(const Operands<P>& at, const S& s) {
-    for (int64_t i = 0; i < kCodes; i += Vec::size) (load_vec(at.grad + i) * s.sign).store(ghat + i);
+    ghat = with_sign(at.grad, s.sign);
     for (int64_t i = 0; i < variances; i += Vec::size)
       (Vec::load(at.variance + i) * s.sign * s.sign).store(variance + i);
     // Most are small, which is soon seen.
@@ -33,6 +35,16 @@ struct Gradients512 {
   }
 
  private:
+  template <class P>
+  VSGD_FN const float* with_sign(const P* grad, const Vec& sign) {
+    if constexpr (kAsTheyAre) {
+      return grad;
+    } else {
+      for (int64_t i = 0; i < kCodes; i += Vec::size) (load_vec(grad + i) * sign).store(signed_ + i);
+      return signed_;
+    }
+  }
+
   static constexpr float kUnit = 4.0f / Bounds<float>::big;  // in which half the bound is 2
 
   // The bits that are set in any of the numbers.
@@ -51,16 +63,18 @@ struct Gradients512 {
     return !(_mm512_test_epi32_mask(in_gradients, broadcast(0x40000000u)) |
              _mm512_test_epi32_mask(in_variances, broadcast(0xc0000000u)));
   }
+
+  alignas(64) float signed_[kAsTheyAre ? 1 : kCodes];
 };
 
 // One plain block. Coder: how its states are stored.
-template <class Rule, class P, class Coder>
+template <class Rule, class P, class Coder, class Gradients>
 class Block512 {
  public:
   using Scalars = typename Rule::template Scalars<Vec>;
 
   // kept: what the coder keeps from block to block.
-  VSGD_FN Block512(const Operands<P>& at, const Gradients512<Rule>& gradients, typename Coder::Kept& kept)
+  VSGD_FN Block512(const Operands<P>& at, const Gradients& gradients, typename Coder::Kept& kept)
       : at_(at), gradients_(gradients), coder_(at.state, at.words, at.noise.start(at.block, kStateNoise), kept) {}
 
   // Whether `run` may be called.
@@ -133,7 +147,7 @@ class Block512 {
   }
 
   const Operands<P>& at_;
-  const Gradients512<Rule>& gradients_;
+  const Gradients& gradients_;
   Coder coder_;
 };
 

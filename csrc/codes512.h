@@ -14,17 +14,20 @@ VSGD_FN __m512i broadcast(uint32_t x) { return _mm512_set1_epi32(int(x)); }
 VSGD_FN __m512i bits_at(const float* numbers) { return _mm512_castps_si512(_mm512_loadu_ps(numbers)); }
 VSGD_FN __m512i magnitude(__m512i bits) { return _mm512_and_si512(bits, broadcast(0x7fffffffu)); }
 
-// What the random bits of a block's elements are beyond those of its first.
-struct Steps {
+// What a block's elements flip in the random bits of its first, without as many of the uppermost bits, and moved down.
+template <int without, int down>
+struct Flips {
   alignas(64) uint32_t of[kCodes];
-  constexpr Steps() : of() {
-    for (uint32_t i = 0; i < kCodes; ++i) of[i] = i * kGolden;
+  constexpr Flips() : of() {
+    for (uint32_t i = 0; i < kCodes; ++i) of[i] = i * kSpread << without >> down;
   }
 };
-constexpr Steps kSteps;
-// The random bits of a block's elements from i on; start: its first's.
+template <int without, int down>
+constexpr Flips<without, down> kFlips;
+// The random bits of a block's elements from i on, likewise; start: its first's.
+template <int without = 0, int down = 0>
 VSGD_FN __m512i random_at(int64_t i, uint32_t start) {
-  return _mm512_add_epi32(broadcast(start), _mm512_load_si512(kSteps.of + i));
+  return _mm512_xor_si512(broadcast(start << without >> down), _mm512_load_si512(kFlips<without, down>.of + i));
 }
 
 // What a block's means stay below where it is plain: with gradients that need not be bounded, no rate comes to be infinite.
@@ -91,7 +94,7 @@ class Bf16Codes {
   }
 
   // What rounds the codes of a block's elements from i on.
-  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return _mm512_srli_epi32(random_at(i, start), 16); }
+  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return random_at<0, 16>(i, start); }
 
   // Codes the numbers of a turn.
   template <bool rate>
@@ -182,7 +185,7 @@ class Q8Codes {
   }
 
   // What rounds the codes of a block's elements from i on: 24 bits, for codes are made as the uppermost bytes of elements.
-  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return _mm512_srli_epi32(random_at(i, start), 8); }
+  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return random_at<0, 8>(i, start); }
 
   // Codes the numbers of a turn.
   template <bool rate>
@@ -215,8 +218,8 @@ class Q8Codes {
   VSGD_FN __m512i rate_at_top(__m512i bits) const { return _mm512_sllv_epi32(bits, rest_); }
   VSGD_FN __m512i mean_at_top(__m512i bits) const {
     // 2 + 2 m has the fraction of 1 + m, and of its exponent nothing is left to be subtracted.
-    const __m512 m = _mm512_mul_ps(_mm512_castsi512_ps(magnitude(bits)), per_unit_);
-    return _mm512_slli_epi32(_mm512_castps_si512(_mm512_add_ps(m, _mm512_set1_ps(2.0f))), 24 - kMeanShift);
+    const __m512 y = _mm512_fmadd_ps(_mm512_castsi512_ps(magnitude(bits)), per_unit_, _mm512_set1_ps(2.0f));
+    return _mm512_slli_epi32(_mm512_castps_si512(y), 24 - kMeanShift);
   }
   VSGD_FN static __m512i uppermost(const __m512i* x) {
     const __m512i order = _mm512_load_si512(kUppermost.of);

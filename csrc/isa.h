@@ -2,14 +2,14 @@
 #pragma once
 
 #ifdef __clang__  // which ignores the whole attribute where it names what clang does not know
-#define VSGD_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl"
+#define VSGD_AVX512_FEATURES "fma,avx512f,avx512bw,avx512dq,avx512vl"
 #else
-#define VSGD_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#define VSGD_AVX512_FEATURES "fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
 #endif
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define VSGD_X86 1
-#define VSGD_AVX2 __attribute__((target("avx2")))
+#define VSGD_AVX2 __attribute__((target("avx2,fma")))
 #define VSGD_AVX512 __attribute__((target(VSGD_AVX512_FEATURES)))
 #else
 #define VSGD_X86 0

@@ -1,8 +1,7 @@
 // Random bits for stochastic rounding, the same on every backend whatever block, thread or order an element is stepped
-// in: each kCodes elements of a tensor share a hash of (seed, parameter, step, their number), from which their bits go on in
-// steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours are evenly
-// spread, so that their roundings cancel rather than add up. An element's states are rounded by the same bits.
-// (noise.py is the same in torch.)
+// in: each kCodes elements of a tensor share a hash of (seed, parameter, step, their number), in which each flips bits of its
+// own. Each element's bits are uniform, and new at every step; those of neighbours are evenly spread, so that their roundings
+// cancel rather than add up. An element's states are rounded by the same bits. (noise.py is the same in torch.)
 #pragma once
 
 #include "numbers.h"
@@ -10,7 +9,9 @@
 namespace vsgd {
 
 constexpr int kCodes = 128;  // elements that share a hash, and in q8 and packed16 the words of their codes
-constexpr uint32_t kGolden = 0x9e377900u;  // to 24 bits, as many as q8 rounds by: a block's lowest byte stays
+// Element i of a block flips the bits of i kSpread: the seven uppermost of either half are another number for each. Flipped
+// rather than added, for of what is shifted the flips are too, and need not be shifted anew.
+constexpr uint32_t kSpread = 0x9e00ce00u;
 // What is rounded by bits of its own.
 constexpr int kStateNoise = 0, kMasterNoise = 1;
 
@@ -34,14 +35,17 @@ struct Noise {
     return noise;
   }
 
-  // The bits of the first element of a block of kCodes; element i has i kGolden more. The uppermost count most.
+  // The bits of the first element of a block of kCodes. The uppermost count most.
   VSGD_FN uint32_t start(int64_t block, int stream) const {
     const uint64_t number = uint64_t(block) * 2u + uint64_t(stream);
-    uint32_t x = uint32_t(number) + uint32_t(number >> 32) * kGolden + a;
+    uint32_t x = uint32_t(number) + uint32_t(number >> 32) * kSpread + a;
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;
     return x ^ (x >> 16);
   }
 };
+
+// The random bits of element i of a block, of the first one's.
+VSGD_FN uint32_t random_of(uint32_t start, int64_t i) { return start ^ uint32_t(i) * kSpread; }
 
 }  // namespace vsgd

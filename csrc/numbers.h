@@ -2,6 +2,7 @@
 // Integer operations and selects only, so that every loop vectorises and every instruction set rounds alike.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -52,6 +53,10 @@ template <> struct Bounds<float> {
 template <> struct Bounds<double> {
   static constexpr double tiny = 0x1p-1000, big = 0x1p508;
 };
+
+// x * y + z: of floats rounded once; of doubles after each operation, for plain torch has no wider type to do it in.
+VSGD_FN float fma(float x, float y, float z) { return fmaf(x, y, z); }
+VSGD_FN double fma(double x, double y, double z) { return x * y + z; }
 
 // at_least(NaN, floor) is NaN.
 template <class A>

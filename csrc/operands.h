@@ -53,16 +53,16 @@ VSGD_FN void load_masters(const Operands<P>& at, int64_t first, int64_t n, float
 template <class P>
 VSGD_FN void store_masters(const Operands<P>& at, int64_t first, int64_t n, const float* masters) {
   P* __restrict param = at.param + first;
-  const uint32_t random = at.extra == 16 ? 0u : at.noise.start(at.block, kMasterNoise) + uint32_t(first) * kGolden;
+  const uint32_t start = at.extra == 16 ? 0u : at.noise.start(at.block, kMasterNoise);
   if (at.extra == 16) {
     int16_t* __restrict low = static_cast<int16_t*>(at.low) + first;
     for (int64_t i = 0; i < n; ++i) low[i] = int16_t(store_param(param + i, masters[i], 16, 0u));
   } else if (at.extra == 8) {
     int8_t* __restrict low = static_cast<int8_t*>(at.low) + first;
     for (int64_t i = 0; i < n; ++i)
-      low[i] = int8_t(store_param(param + i, masters[i], 8, random + uint32_t(i) * kGolden) >> 8);
+      low[i] = int8_t(store_param(param + i, masters[i], 8, random_of(start, first + i)) >> 8);
   } else {
-    for (int64_t i = 0; i < n; ++i) store_param(param + i, masters[i], 0, random + uint32_t(i) * kGolden);
+    for (int64_t i = 0; i < n; ++i) store_param(param + i, masters[i], 0, random_of(start, first + i));
   }
 }
 

@@ -37,10 +37,15 @@ VSGD_FN void set_common(S& s, double t, const double* h) {
   s.sign = h[CommonHyper::maximize] != 0.0 ? A(-1) : A(1);
 }
 
+// How much of a rate is left in step t: 1 - rho, rounded. What is new has the weight of 1 minus that, so that a rate whose
+// gradients stay as they are does not drift.
+template <class A>
+VSGD_FN A kept_share(double t, double tau) { return A(1.0 - pow(t, -tau)); }
+
 // The parameter step of the variational rules.
 template <class A, class S>
 VSGD_FN A variational_move(A theta, A mug, A sigma2, const S& s) {
-  return theta * s.decay - s.lr * (mug / (square_root(mug * mug + sigma2) + s.eps));  // 24
+  return fma(-s.lr, mug / (square_root(fma(mug, mug, sigma2)) + s.eps), theta * s.decay);  // 24
 }
 
 // Rates from a rule's `unfloored` to this one are stepped without the floors of its `infer`, none of which would take effect:
@@ -70,18 +75,21 @@ struct VsgdOf {
 
   template <class A>
   struct Scalars {
-    A inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, t, sign;
+    A inv_a, kept1, kept2, rho1, rho2, prior1, prior2, lr, decay, eps, t, sign;
   };
 
   template <class A>
   VSGD_FN static Scalars<A> scalars(double t, const double* h) {
-    const double prior = prior_rate<A>(2.0 * h[ps]);
+    const double pbg = prior_rate<A>(2.0 * h[ps]);
     Scalars<A> s;
-    s.pbg = A(prior);
-    s.pbhg = A(prior_rate<A>(2.0 * h[ps] * h[ghattg]));
-    s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 1.0)));
-    s.rho1 = A(pow(t, -h[tau1]));
-    s.rho2 = A(pow(t, -h[tau2]));
+    s.inv_a = A(1.0 / (pbg + h[shape_offset] + (t == 1.0 ? 0.0 : 1.0)));
+    s.kept1 = kept_share<A>(t, h[tau1]);
+    s.kept2 = kept_share<A>(t, h[tau2]);
+    const double rho1 = 1.0 - double(s.kept1), rho2 = 1.0 - double(s.kept2);
+    s.rho1 = A(rho1);
+    s.rho2 = A(rho2);
+    s.prior1 = A(rho1 * pbg);
+    s.prior2 = A(rho2 * prior_rate<A>(2.0 * h[ps] * h[ghattg]));
     set_common(s, t, h);
     return s;
   }
@@ -100,13 +108,13 @@ struct VsgdOf {
     A dg = w * d;                                                                       // mug' - mug
     A dghat = d - dg;                                                                   // ghat - mug'
     mug = mug + dg;                                                                     // 15
-    A qg = dg * dg, qghat = dghat * dghat;
+    A qg = fma(dg, dg, sigma2), qghat = fma(dghat, dghat, sigma2);
     if constexpr (kSamples) {  // 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
-      qg = qg + w * w * given.variance;
-      qghat = qghat + (A(1) - w) * (A(1) - w) * given.variance;
+      qg = fma(w * w, given.variance, qg);
+      qghat = fma((A(1) - w) * (A(1) - w), given.variance, qghat);
     }
-    bg = at_least(bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg), Bounds<A>::tiny);         // 18, 20
-    bhg = at_least(bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg), Bounds<A>::tiny);  // 19, 21
+    bg = at_least(fma(s.kept1, bg, fma(s.rho1, qg, s.prior1)), Bounds<A>::tiny);        // 18, 20
+    bhg = at_least(fma(s.kept2, bhg, fma(s.rho2, qghat, s.prior2)), Bounds<A>::tiny);   // 19, 21
     return sigma2;
   }
 
@@ -138,17 +146,19 @@ struct ConstantVsgd {
 
   template <class A>
   struct Scalars {
-    A w, inv_a, pb, rho, lr, decay, eps, t, sign;
+    A w, inv_a, kept, rho, prior, lr, decay, eps, t, sign;
   };
 
   template <class A>
   VSGD_FN static Scalars<A> scalars(double t, const double* h) {
-    const double prior = prior_rate<A>(2.0 * h[ps]);
+    const double pb = prior_rate<A>(2.0 * h[ps]);
     Scalars<A> s;
     s.w = A(1.0 / (h[ghattg] + 1.0));
-    s.inv_a = A(1.0 / (prior + h[shape_offset] + (t == 1.0 ? 0.0 : 2.0)));
-    s.pb = A(prior);
-    s.rho = A(pow(t, -h[tau]));
+    s.inv_a = A(1.0 / (pb + h[shape_offset] + (t == 1.0 ? 0.0 : 2.0)));
+    s.kept = kept_share<A>(t, h[tau]);
+    const double rho = 1.0 - double(s.kept);
+    s.rho = A(rho);
+    s.prior = A(rho * pb);
     set_common(s, t, h);
     return s;
   }
@@ -165,7 +175,7 @@ struct ConstantVsgd {
     A dghat = d - dg;                                                                   // ghat - mug'
     mug = mug + dg;                                                                     // 34
     // 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
-    b = at_least(b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b), Bounds<A>::tiny);
+    b = at_least(fma(s.kept, b, fma(s.rho, fma(b, s.inv_a, d * dghat), s.prior)), Bounds<A>::tiny);
     return sigma2;
   }
 
@@ -214,14 +224,14 @@ struct StochGradAdam {
   VSGD_FN static A infer(A ghat, A gain1, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &m = state[0], &v = state[1];
     A phi = (A(int32_t(given.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
-    m = s.beta1 * m + gain1 * phi;
-    v = at_least(s.beta2 * v + s.gain2 * (phi * phi), Bounds<A>::tiny);
+    m = fma(s.beta1, m, gain1 * phi);
+    v = at_least(fma(s.beta2, v, s.gain2 * (phi * phi)), Bounds<A>::tiny);
     return v;
   }
 
   template <class A>
   VSGD_FN static A move(A theta, A m, A v, const Scalars<A>& s) {
-    return theta * s.decay - s.lr * ((m * s.m_scale) / (square_root(v * s.v_scale) + s.eps));
+    return fma(-s.lr, (m * s.m_scale) / (square_root(v * s.v_scale) + s.eps), theta * s.decay);
   }
 };
 

@@ -45,23 +45,21 @@ typename Rule::template Scalars<Vec> splat(const typename Rule::template Scalars
   return vectors;
 }
 
-}  // namespace
-
-template <class Rule, class P, Format format>
-void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
+template <class Rule, class P, Format format, bool kAsTheyAre>
+void run_blocks(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
   using Coder = typename CoderOf<Rule, format>::type;
   using S = typename StoredState<format, float>::type;
-  if (n == 0) return;
+  using Gradients = Gradients512<Rule, kAsTheyAre>;
   const auto s = splat<Rule>(scalars);
   const auto from = [&](int64_t first) { return at.template from<S>(first, Rule::states); };
   const Unfloored unfloored(Rule::unfloored(scalars));
-  Gradients512<Rule> gradients;
+  Gradients gradients;
   gradients.read(at, s);
   typename Coder::Kept kept;
   for (int64_t first = 0; first < n; first += kCodes) {
     const Operands<P> here = from(first);
     const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
-    Block512<Rule, P, Coder> block(here, gradients, kept);
+    Block512<Rule, P, Coder, Gradients> block(here, gradients, kept);
     if (block.is_plain(unfloored)) {
       block.run(s, read_next);
     } else {
@@ -70,6 +68,17 @@ void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template 
     }
   }
   kept.code();
+}
+
+}  // namespace
+
+template <class Rule, class P, Format format>
+void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
+  if (n == 0) return;
+  if constexpr (std::is_same_v<P, float>) {
+    if (scalars.sign == 1.0f) return run_blocks<Rule, P, format, true>(at, n, scalars);
+  }
+  run_blocks<Rule, P, format, false>(at, n, scalars);
 }
 
 // Has it compiled for all that is run by hand, by naming it.

@@ -110,16 +110,18 @@ VSGD_FN Q8 find_word(const float* numbers, int64_t n, const uint8_t*, uint32_t* 
   return Q8::of<rate>(*word);
 }
 
+// Codes n numbers of one state of a block, from element `first` on; start: the random bits of the block's first.
 template <bool rate>
-VSGD_FN void encode(const float* numbers, uint16_t* __restrict codes, int64_t n, const Q8&, uint32_t random) {
-  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], random + uint32_t(i) * kGolden);
+VSGD_FN void encode(const float* numbers, uint16_t* __restrict codes, int64_t first, int64_t n, const Q8&, uint32_t start) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], random_of(start, first + i));
 }
 template <bool rate>
-VSGD_FN void encode(const float* numbers, uint8_t* __restrict codes, int64_t n, const Q8& coding, uint32_t random) {
+VSGD_FN void encode(const float* numbers, uint8_t* __restrict codes, int64_t first, int64_t n, const Q8& coding,
+                    uint32_t start) {
   if (coding.has_nan) {
-    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code_or_nan<rate>(numbers[i], random + uint32_t(i) * kGolden);
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code_or_nan<rate>(numbers[i], random_of(start, first + i));
   } else {
-    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code<rate>(numbers[i], random + uint32_t(i) * kGolden);
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code<rate>(numbers[i], random_of(start, first + i));
   }
 }
 
@@ -132,7 +134,7 @@ class Block {
   static constexpr bool is_packed = std::is_same_v<S, Packed16>;
 
   VSGD_FN Block(const Operands<P>& at, int64_t n)
-      : at_(at), n_(n), random_(at.noise.start(at.block, kStateNoise)) {}
+      : at_(at), n_(n), start_(at.noise.start(at.block, kStateNoise)) {}
 
   VSGD_FN void infer(const Scalars& s) {
     const GivenRun<Rule, float> given(at_);
@@ -190,7 +192,7 @@ class Block {
   template <int k = 0>
   VSGD_FN void prepare() {
     if constexpr (is_packed) {
-      find_packed_words<Rule::states>(numbers_, size(), at_.words, random_);
+      find_packed_words<Rule::states>(numbers_, size(), at_.words, start_);
     } else if constexpr (k < Rule::states) {
       coding_[k] = find_word<Rule::is_rate(k)>(numbers_[k], size(), codes(k), at_.words + k);
       prepare<k + 1>();
@@ -199,11 +201,10 @@ class Block {
 
   template <int k = 0>
   VSGD_FN void encode_states(int64_t turn, int64_t n) {
-    const uint32_t random = random_ + uint32_t(turn) * kGolden;
     if constexpr (is_packed) {
-      encode_packed<Rule::states>(numbers_, turn, n, codes(0) + turn, at_.words, random);
+      encode_packed<Rule::states>(numbers_, turn, n, codes(0) + turn, at_.words, start_);
     } else if constexpr (k < Rule::states) {
-      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, n, coding_[k], random);
+      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, turn, n, coding_[k], start_);
       encode_states<k + 1>(turn, n);
     }
   }
@@ -211,7 +212,7 @@ class Block {
   const Operands<P> at_;
   const int64_t n_;
   Q8 coding_[Rule::states];
-  const uint32_t random_;  // the bits of the first element
+  const uint32_t start_;  // the random bits of the first element
   alignas(64) float numbers_[Rule::states][kCodes];
   alignas(64) float aux_[kCodes];  // what Rule::infer returned
 };

@@ -48,9 +48,9 @@ VSGD_FN Range range_of_each(const float (*numbers)[kCodes], int64_t n, bool nan,
   return range_of(each, n);
 }
 
-// Writes the words of a block of n elements; random: the first's bits.
+// Writes the words of a block of n elements; start: the random bits of the first.
 template <int states>
-VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32_t* words, uint32_t random) {
+VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32_t* words, uint32_t start) {
   Range ranges[states];
   bool nan = false;
   for (int k = 0; k < states; ++k) {
@@ -64,20 +64,20 @@ VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32
   Packed<states>::find_rate_words(ranges, words);
   const auto rates = Packed<states>::of(words);
   const Range means = range_of_each<states>(numbers, n, nan, [&](int64_t i, const float* state) {
-    return rates.in_units(state, random + uint32_t(i) * kGolden);
+    return rates.in_units(state, random_of(start, i));
   });
   words[0] = q8_word<false>(means);
 }
 
-// Codes n elements, from the block's element `first` on; random: that one's bits.
+// Codes n elements, from the block's element `first` on; start: the random bits of the block's first.
 template <int states>
 VSGD_FN void encode_packed(const float (*numbers)[kCodes], int64_t first, int64_t n, Packed16* __restrict codes,
-                           const uint32_t* words, uint32_t random) {
+                           const uint32_t* words, uint32_t start) {
   const auto coding = Packed<states>::of(words);
   const auto encode = [&](int64_t i, bool marked) {
     float state[states];
     states_of<states>(numbers, first + i, state);
-    const uint32_t bits = random + uint32_t(i) * kGolden;
+    const uint32_t bits = random_of(start, first + i);
     codes[i].bits = marked ? coding.code_or_nan(state, bits) : coding.code(state, bits);
   };
   if (coding.marked) {

@@ -48,7 +48,7 @@ constexpr float kSpan = 246.98f;
 // Codes of magnitudes in steps of 2^shift, and back.
 template <uint32_t shift>
 VSGD_FN uint32_t magnitude_code(float x, float per_unit, uint32_t random) {
-  return (bit_cast<uint32_t>(x * per_unit + 1.0f) - kOne + (random >> (32u - shift))) >> shift;
+  return (bit_cast<uint32_t>(fma(x, per_unit, 1.0f)) - kOne + (random >> (32u - shift))) >> shift;
 }
 template <uint32_t shift>
 VSGD_FN float magnitude_of(uint32_t code, float unit) {

@@ -67,7 +67,7 @@ struct Tile {
   // The random bits of the lane's elements.
   VSGD_FN void draw_bits(const Place<path>& at, uint32_t* random) const {
     const uint32_t start = noise.start(first / kCodes, kStateNoise);
-    VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = start + uint32_t(at.element(j) - first) * kGolden;
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = random_of(start, at.element(j) - first);
   }
 
   // All states, one after the other; which of them is a rate is known when this is compiled.
@@ -191,7 +191,7 @@ struct Tile {
         if (blocks && (k > 0 || !packed) && at.element(j) < row.numel) include(own.range[k], float(own.state[k][j]));
       }
       const bool rounds = is_16_bit<P> && row.extra < 16;
-      const uint32_t random = rounds ? master_start + uint32_t(at.element(j) - first) * kGolden : 0u;
+      const uint32_t random = rounds ? random_of(master_start, at.element(j) - first) : 0u;
       low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
     }
     at.template store<kWhole>(row.param, 0, param);

@@ -45,6 +45,17 @@ VSGD_FN Vec operator*(const Vec& x, const Vec& y) {
 VSGD_FN Vec operator/(const Vec& x, const Vec& y) {
   return Vec::all([&](int i) { return _mm512_div_ps(x.part[i], y.part[i]); });
 }
+// A factor of a product: gcc would keep -x beside x, and move others in and out of memory for it (3 % slower).
+struct Negated {
+  const Vec& x;
+};
+VSGD_FN Negated operator-(const Vec& x) { return {x}; }
+VSGD_FN Vec fma(const Vec& x, const Vec& y, const Vec& z) {
+  return Vec::all([&](int i) { return _mm512_fmadd_ps(x.part[i], y.part[i], z.part[i]); });
+}
+VSGD_FN Vec fma(const Negated& x, const Vec& y, const Vec& z) {
+  return Vec::all([&](int i) { return _mm512_fnmadd_ps(x.x.part[i], y.part[i], z.part[i]); });
+}
 VSGD_FN Vec square_root(const Vec& x) {
   return Vec::all([&](int i) { return _mm512_sqrt_ps(x.part[i]); });
 }

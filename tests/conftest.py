@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Files are tested side by side, and threads that spin while they wait take the processor from the others': the tests of
@@ -16,8 +17,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from triton.runtime import interpreter
+
 from tests.cases import CASES
 from vsgd_kernels import backends
+from vsgd_kernels.arithmetic import fma
 from vsgd_kernels.backends import device
 from vsgd_kernels.backends.triton import engine, interpreted
 from vsgd_kernels.formats import MASTER_WEIGHTS
@@ -53,6 +57,18 @@ def large_triton_blocks():
     """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
     if interpreted():
         engine.WARPS, device.CHUNK = 32, 8192
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fma_of_the_interpreter():
+    """Older versions of Triton's interpreter round an fma's product, which compiled kernels do not."""
+    if interpreted() and not hasattr(interpreter._interpreter, "fma_fp32"):
+
+        def create_fma(_, *handles):
+            numbers = [torch.from_numpy(x.copy()) for x in np.broadcast_arrays(*(handle.data for handle in handles))]
+            return interpreter.TensorHandle(fma(*numbers).numpy(), handles[-1].dtype.scalar)
+
+        interpreter.InterpreterBuilder.create_fma = create_fma
 
 
 @pytest.fixture(params=["cpp", "eager", *([] if torch.cuda.is_available() else ["triton", "cuda"])])

@@ -1,10 +1,10 @@
 """Random bits for stochastic rounding, in plain torch (``csrc/noise.h`` is the same in C++).
 
 The same on every backend, whatever block, thread or order an element is stepped in, and the same again in a run that
-is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number), from which their
-bits go on in steps of the golden section. Each element's bits are uniform, and new at every step; those of neighbours
-are evenly spread, so that their roundings cancel rather than add up. An element's states are rounded by the same bits,
-but for packed16's means.
+is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number), in which each flips
+bits of its own. Each element's bits are uniform, and new at every step; those of neighbours are evenly spread, so that
+their roundings cancel rather than add up. An element's states are rounded by the same bits, but for packed16's means,
+which take the lower half.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 _MASK32, _MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-#: To 24 bits, as many as q8 rounds by: a block's lowest byte stays.
-GOLDEN = 0x9E377900
+#: Element i of a block flips the bits of i SPREAD: the seven uppermost of either half are another number for each.
+SPREAD = 0x9E00CE00
 #: Elements that share a hash, and in q8 and packed16 the words of their codes.
 CODES = 128
 #: What is rounded by bits of its own.
@@ -53,9 +53,9 @@ class Noise(NamedTuple):
     def bits(self, numel: int, device: torch.device, stream: int) -> Tensor:
         """[numel] int64, 32 random bits of each element; the uppermost count most."""
         number = torch.arange(-(-numel // CODES), device=device) * 2 + stream
-        x = (number + (number >> 32) * GOLDEN + self.a) & _MASK32
+        x = (number + (number >> 32) * SPREAD + self.a) & _MASK32
         x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
         x = ((x ^ (x >> 15) ^ self.b) * 0x846CA68B) & _MASK32
         start = x ^ (x >> 16)
-        steps = torch.arange(CODES, device=device) * GOLDEN
-        return ((start[:, None] + steps) & _MASK32).view(-1)[:numel]
+        flips = torch.arange(CODES, device=device) * SPREAD & _MASK32
+        return (start[:, None] ^ flips).view(-1)[:numel]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .arithmetic import fma
 from .noise import CODES
 from .rules import BOUNDS, Rule
 
@@ -137,7 +138,7 @@ def _encode_means(flat: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
 def magnitude_codes(x: Tensor, word: Tensor, random: Tensor, span: float, shift: int) -> Tensor:
     """Codes of magnitudes x, none of which exceeds its block's largest, of which the block's word is the bits."""
     largest = word.view(torch.float32)
-    y = x * each(_as_tensor(span, largest) / largest, x.numel()) + 1.0
+    y = fma(x, each(_as_tensor(span, largest) / largest, x.numel()), 1.0)
     return (y.view(torch.int32).long() - ONE + (random >> (32 - shift))) >> shift
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .arithmetic import fma
 from .rules import BOUNDS, ConstantVsgdScalars, StochGradAdamScalars, VsgdScalars
 
 
@@ -33,7 +34,7 @@ def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tenso
 
 def variational_move(theta: Tensor, mug: Tensor, sigma2: Tensor, s: VsgdScalars | ConstantVsgdScalars) -> Tensor:
     """The parameter step of the variational rules (Eq. 24)."""
-    return theta * s.decay - s.lr * (mug / ((mug * mug + sigma2).sqrt() + s.eps))
+    return fma(-s.lr, mug / (fma(mug, mug, sigma2).sqrt() + s.eps), theta * s.decay)
 
 
 def vsgd(
@@ -58,11 +59,11 @@ def vsgd(
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
-    qg, qghat = dg * dg, dghat * dghat
+    qg, qghat = fma(dg, dg, sigma2), fma(dghat, dghat, sigma2)
     if variance is not None:  # 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
-        qg, qghat = qg + w * w * variance, qghat + (1.0 - w) * (1.0 - w) * variance
-    bg = (bg + s.rho1 * (s.pbg + (sigma2 + qg) - bg)).clamp(min=tiny)  # 18, 20
-    bhg = (bhg + s.rho2 * (s.pbhg + (sigma2 + qghat) - bhg)).clamp(min=tiny)  # 19, 21
+        qg, qghat = fma(w * w, variance, qg), fma((1.0 - w) * (1.0 - w), variance, qghat)
+    bg = fma(s.kept1, bg, fma(s.rho1, qg, s.prior1)).clamp(min=tiny)  # 18, 20
+    bhg = fma(s.kept2, bhg, fma(s.rho2, qghat, s.prior2)).clamp(min=tiny)  # 19, 21
     theta = variational_move(theta, mug, sigma2, s)  # 24
     return theta, (mug, bg, bhg)
 
@@ -79,7 +80,7 @@ def constant_vsgd(
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 34
     # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
-    b = (b + s.rho * (s.pb + (b * s.inv_a + d * dghat) - b)).clamp(min=tiny)
+    b = fma(s.kept, b, fma(s.rho, fma(b, s.inv_a, d * dghat), s.prior)).clamp(min=tiny)
     theta = variational_move(theta, mug, sigma2, s)  # 24
     return theta, (mug, b)
 
@@ -95,9 +96,9 @@ def stoch_grad_adam(
     tiny = BOUNDS[theta.dtype].tiny
     m, v = state
     phi = (words >> 8 < s.kept).to(ghat) * ghat  # U = (words >> 8) 2^-24
-    m = s.beta1 * m + s.gain1 * phi
-    v = (s.beta2 * v + s.gain2 * (phi * phi)).clamp(min=tiny)
-    theta = theta * s.decay - s.lr * ((m * s.m_scale) / ((v * s.v_scale).sqrt() + s.eps))
+    m = fma(s.beta1, m, s.gain1 * phi)
+    v = fma(s.beta2, v, s.gain2 * (phi * phi)).clamp(min=tiny)
+    theta = fma(-s.lr, (m * s.m_scale) / ((v * s.v_scale).sqrt() + s.eps), theta * s.decay)
     return theta, (m, v)
 
 

@@ -52,14 +52,25 @@ def common_scalars(t: float, lr: float, weight_decay: float, eps: float, maximiz
     }
 
 
+def kept_share(t: float, tau: float, dtype: torch.dtype) -> float:
+    """How much of a rate is left in step t: 1 - rho, rounded to the arithmetic dtype.
+
+    What is new has the weight of 1 minus that, so that a rate whose gradients stay as they are does not drift.
+    """
+    kept: float = torch.tensor(1.0 - t**-tau, dtype=dtype, device="cpu").item()
+    return kept
+
+
 class VsgdScalars(NamedTuple):
     """The scalars of one VSGD step, in double; rates are doubled, as the authors store them."""
 
     inv_a: float
-    pbg: float
-    pbhg: float
+    kept1: float
+    kept2: float
     rho1: float
     rho2: float
+    prior1: float
+    prior2: float
     lr: float
     decay: float
     eps: float
@@ -67,25 +78,33 @@ class VsgdScalars(NamedTuple):
     sign: float
 
 
+def vsgd_prior(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
+    """The prior rates."""
+    _, _, _, _, ghattg, ps, *_ = hyper
+    return prior_rate(2.0 * ps, dtype), prior_rate(2.0 * ps * ghattg, dtype)
+
+
 def vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) -> VsgdScalars:
     """The scalars of step `t` (from 1), for arithmetic in `dtype`."""
-    lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset = hyper
-    pbg = prior_rate(2.0 * ps, dtype)
-    pbhg = prior_rate(2.0 * ps * ghattg, dtype)
+    lr, weight_decay, eps, maximize, _, _, tau1, tau2, shape_offset = hyper
+    pbg, pbhg = vsgd_prior(hyper, dtype)
+    kept1, kept2 = kept_share(t, tau1, dtype), kept_share(t, tau2, dtype)
+    rho1, rho2 = 1.0 - kept1, 1.0 - kept2
     return VsgdScalars(
         inv_a=1.0 / (pbg + shape_offset + (0.0 if t == 1 else 1.0)),
-        pbg=pbg,
-        pbhg=pbhg,
-        rho1=t**-tau1,
-        rho2=t**-tau2,
+        kept1=kept1,
+        kept2=kept2,
+        rho1=rho1,
+        rho2=rho2,
+        prior1=rho1 * pbg,
+        prior2=rho2 * pbhg,
         **common_scalars(t, lr, weight_decay, eps, maximize),
     )
 
 
 def vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float, float]:
     """The states before the first step: no mean, and the prior rates."""
-    scalars = vsgd_scalars(1, hyper, dtype)
-    return 0.0, scalars.pbg, scalars.pbhg
+    return 0.0, *vsgd_prior(hyper, dtype)
 
 
 class ConstantVsgdScalars(NamedTuple):
@@ -93,8 +112,9 @@ class ConstantVsgdScalars(NamedTuple):
 
     w: float
     inv_a: float
-    pb: float
+    kept: float
     rho: float
+    prior: float
     lr: float
     decay: float
     eps: float
@@ -106,18 +126,22 @@ def constant_vsgd_scalars(t: float, hyper: Sequence[float], dtype: torch.dtype) 
     """The scalars of step `t` (from 1), for arithmetic in `dtype`."""
     lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset = hyper
     pb = prior_rate(2.0 * ps, dtype)
+    kept = kept_share(t, tau, dtype)
+    rho = 1.0 - kept
     return ConstantVsgdScalars(
         w=1.0 / (ghattg + 1.0),
         inv_a=1.0 / (pb + shape_offset + (0.0 if t == 1 else 2.0)),
-        pb=pb,
-        rho=t**-tau,
+        kept=kept,
+        rho=rho,
+        prior=rho * pb,
         **common_scalars(t, lr, weight_decay, eps, maximize),
     )
 
 
 def constant_vsgd_initial(hyper: Sequence[float], dtype: torch.dtype) -> tuple[float, float]:
     """The states before the first step: no mean, and the prior rate."""
-    return 0.0, constant_vsgd_scalars(1, hyper, dtype).pb
+    _, _, _, _, _, ps, *_ = hyper
+    return 0.0, prior_rate(2.0 * ps, dtype)
 
 
 class StochGradAdamScalars(NamedTuple):

@@ -11,7 +11,7 @@ from .table import Table
 
 
 class CppBackend:
-    """``csrc/`` compiled: AVX-512, AVX2 or baseline code, chosen at run time, with the same bits."""
+    """``csrc/`` compiled: AVX-512, AVX2 with FMA, or baseline code, chosen at run time, with the same bits."""
 
     name = "cpp"
     device_types: tuple[str, ...] | None = ("cpu",)

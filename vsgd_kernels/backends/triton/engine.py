@@ -26,7 +26,7 @@ TRITON_DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
-#: Each operation is rounded by itself, as in the C++ kernel, so that both give the same bits.
+#: Products and sums are fused where the code says so, as in the C++ kernel, so that both give the same bits.
 OPTIONS = {"enable_fp_fusion": False}
 
 

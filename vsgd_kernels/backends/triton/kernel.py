@@ -44,7 +44,7 @@ def count_kernel(
     h = ()
     for i in tl.static_range(HYPERS):
         h = h + (tl.load(hyper + group * HYPERS + i, mask=mask, other=1.0),)
-    s = SCALARS_OF(t.to(tl.float64), h, TINY, BIG)
+    s = SCALARS_OF(t.to(tl.float64), h, TINY, BIG, ARITHMETIC)
     for i in tl.static_range(SCALARS):
         tl.store(scalars + tensor * SCALARS + i, s[i].to(ARITHMETIC), mask=mask)
     if found_inf is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...noise import CODES, GOLDEN, MASTER_NOISE, STATE_NOISE
+from ...noise import CODES, MASTER_NOISE, SPREAD, STATE_NOISE
 from . import access
 from .access import entry
 
 _STATE_NOISE, _MASTER_NOISE = tl.constexpr(STATE_NOISE), tl.constexpr(MASTER_NOISE)
-_GOLDEN, _CODES = tl.constexpr(GOLDEN), tl.constexpr(CODES)
+_SPREAD, _CODES = tl.constexpr(SPREAD), tl.constexpr(CODES)
 
 
 @triton.jit
@@ -36,11 +36,11 @@ def _random_bits(noise, index, STREAM: tl.constexpr):
     a, b = noise
     block = index // _CODES
     number = block * 2 + STREAM
-    x = number.to(tl.uint32) + (number >> 32).to(tl.uint32) * _GOLDEN + a
+    x = number.to(tl.uint32) + (number >> 32).to(tl.uint32) * _SPREAD + a
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15) ^ b) * 0x846CA68B
     x = x ^ (x >> 16)
-    return x + (index - block * _CODES).to(tl.uint32) * _GOLDEN
+    return x ^ (index - block * _CODES).to(tl.uint32) * _SPREAD
 
 
 @triton.jit

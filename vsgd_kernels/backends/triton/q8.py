@@ -11,7 +11,7 @@ from ...q8 import TINY_BITS as _TINY_BITS
 from . import access
 from .access import entry, load, state_at, store
 from .noise import state_noise
-from .rules import divide
+from .rules import divide, fma
 
 _CODES, _SPAN, _MEAN_SHIFT = tl.constexpr(CODES), tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
 TINY_BITS = tl.constexpr(_TINY_BITS)
@@ -100,7 +100,7 @@ def nan_mark(number, index, numel, BLOCK: tl.constexpr):
 def magnitude_codes(x, word, random, SPAN: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """Codes of magnitudes, for words that are the bits of their blocks' largest."""
     span = tl.full(word.shape, SPAN, tl.float32)
-    y = x * each_word(divide(span, word.to(tl.float32, bitcast=True)), BLOCK) + 1.0
+    y = fma(x, each_word(divide(span, word.to(tl.float32, bitcast=True)), BLOCK), 1.0)
     return (y.to(tl.int32, bitcast=True) - 0x3F800000 + (random >> (32 - SHIFT)).to(tl.int32)) >> SHIFT
 
 

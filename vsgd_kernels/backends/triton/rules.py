@@ -47,6 +47,15 @@ def square_root(x):
 
 
 @triton.jit
+def fma(x, y, z):
+    """x * y + z; float32 is rounded once (arithmetic.py)."""
+    if x.dtype == tl.float32:
+        return tl.fma(x, y, z)
+    else:
+        return x * y + z
+
+
+@triton.jit
 def power(x, y):
     """x ** y for positive float64 x."""
     return tl.exp2(y * tl.log2(x))
@@ -76,74 +85,85 @@ def common_scalars(t, lr, weight_decay, eps, maximize):
 
 
 @triton.jit
-def variational_move(theta, mug, sigma2, lr, decay, eps):
-    """The parameter step of the variational rules."""
-    return theta * decay - lr * divide(mug, square_root(mug * mug + sigma2) + eps)
+def kept_share(t, tau, dtype: tl.constexpr):
+    """How much of a rate is left in step t, rounded to dtype."""
+    return (1.0 - power(t, -tau)).to(dtype).to(tl.float64)
 
 
 @triton.jit
-def vsgd_scalars(t, h, tiny, big):
+def variational_move(theta, mug, sigma2, lr, decay, eps):
+    """The parameter step of the variational rules."""
+    return fma(-lr, divide(mug, square_root(fma(mug, mug, sigma2)) + eps), theta * decay)
+
+
+@triton.jit
+def vsgd_scalars(t, h, tiny, big, dtype: tl.constexpr):
     """The scalars of step t of VSGD, in float64."""
     lr, weight_decay, eps, maximize, ghattg, ps, tau1, tau2, shape_offset = h
     pbg = prior_rate(2.0 * ps, tiny, big)
     pbhg = prior_rate(2.0 * ps * ghattg, tiny, big)
     inv_a = 1.0 / (pbg + shape_offset + tl.where(t == 1.0, 0.0, 1.0))
-    rho1 = power(t, -tau1)
-    rho2 = power(t, -tau2)
-    return (inv_a, pbg, pbhg, rho1, rho2) + common_scalars(t, lr, weight_decay, eps, maximize)
+    kept1 = kept_share(t, tau1, dtype)
+    kept2 = kept_share(t, tau2, dtype)
+    rho1 = 1.0 - kept1
+    rho2 = 1.0 - kept2
+    own = (inv_a, kept1, kept2, rho1, rho2, rho1 * pbg, rho2 * pbhg)
+    return own + common_scalars(t, lr, weight_decay, eps, maximize)
 
 
 @triton.jit
 def vsgd(theta, ghat, state, s, variance, tiny):
     """One step of VSGD, Algorithm 1, or of SampleVSGD, Appendix A.3."""
     mug, bg, bhg = state
-    inv_a, pbg, pbhg, rho1, rho2, lr, decay, eps, _, _ = s
+    inv_a, kept1, kept2, rho1, rho2, prior1, prior2, lr, decay, eps, _, _ = s
     w = divide(bg, bg + bhg)  # gain
     sigma2 = at_least(bhg * w * inv_a, tiny)  # 16
     d = ghat - mug
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 15
-    qg = dg * dg
-    qghat = dghat * dghat
+    qg = fma(dg, dg, sigma2)
+    qghat = fma(dghat, dghat, sigma2)
     if variance is not None:  # 71-74: w^2 and (1 - w)^2 times the samples' mean square distance from mug
-        qg = qg + w * w * variance
-        qghat = qghat + (1.0 - w) * (1.0 - w) * variance
-    bg = at_least(bg + rho1 * (pbg + (sigma2 + qg) - bg), tiny)  # 18, 20
-    bhg = at_least(bhg + rho2 * (pbhg + (sigma2 + qghat) - bhg), tiny)  # 19, 21
+        qg = fma(w * w, variance, qg)
+        qghat = fma((1.0 - w) * (1.0 - w), variance, qghat)
+    bg = at_least(fma(kept1, bg, fma(rho1, qg, prior1)), tiny)  # 18, 20
+    bhg = at_least(fma(kept2, bhg, fma(rho2, qghat, prior2)), tiny)  # 19, 21
     theta = variational_move(theta, mug, sigma2, lr, decay, eps)  # 24
     return theta, (mug, bg, bhg)
 
 
 @triton.jit
-def constant_vsgd_scalars(t, h, tiny, big):
+def constant_vsgd_scalars(t, h, tiny, big, dtype: tl.constexpr):
     """The scalars of step t of ConstantVSGD, in float64."""
     lr, weight_decay, eps, maximize, ghattg, ps, tau, shape_offset = h
     w = 1.0 / (ghattg + 1.0)
     pb = prior_rate(2.0 * ps, tiny, big)
     inv_a = 1.0 / (pb + shape_offset + tl.where(t == 1.0, 0.0, 2.0))
-    rho = power(t, -tau)
-    return (w, inv_a, pb, rho) + common_scalars(t, lr, weight_decay, eps, maximize)
+    kept = kept_share(t, tau, dtype)
+    rho = 1.0 - kept
+    own = (w, inv_a, kept, rho, rho * pb)
+    return own + common_scalars(t, lr, weight_decay, eps, maximize)
 
 
 @triton.jit
 def constant_vsgd(theta, ghat, state, s, extra, tiny):
     """One step of ConstantVSGD, Algorithm 2."""
     mug, b = state
-    w, inv_a, pb, rho, lr, decay, eps, _, _ = s
+    w, inv_a, kept, rho, prior, lr, decay, eps, _, _ = s
     sigma2 = at_least(b * w * inv_a, tiny)  # 35
     d = ghat - mug
     dg = w * d  # mug' - mug
     dghat = d - dg  # ghat - mug'
     mug = mug + dg  # 34
     # 36 to 38: (sigma2 + dghat^2) + K_g (sigma2 + dg^2), which is this, for w = 1 / (K_g + 1)
-    b = at_least(b + rho * (pb + (b * inv_a + d * dghat) - b), tiny)
+    b = at_least(fma(kept, b, fma(rho, fma(b, inv_a, d * dghat), prior)), tiny)
     theta = variational_move(theta, mug, sigma2, lr, decay, eps)  # 24
     return theta, (mug, b)
 
 
 @triton.jit
-def stoch_grad_adam_scalars(t, h, tiny, big):
+def stoch_grad_adam_scalars(t, h, tiny, big, dtype: tl.constexpr):
     """The scalars of step t of StochGradAdam, in float64."""
     lr, weight_decay, eps, maximize, beta1, beta2, decay, sampling_rate = h
     kept = tl.ceil(sampling_rate * 16777216.0)
@@ -160,9 +180,9 @@ def stoch_grad_adam(theta, ghat, state, s, words, tiny):
     m, v = state
     kept, beta1, gain1, beta2, gain2, m_scale, v_scale, lr, decay, eps, _, _ = s
     phi = ((words >> 8).to(tl.int32).to(ghat.dtype) < kept).to(ghat.dtype) * ghat  # U = (word >> 8) 2^-24
-    m = beta1 * m + gain1 * phi
-    v = at_least(beta2 * v + gain2 * (phi * phi), tiny)
-    theta = theta * decay - lr * divide(m * m_scale, square_root(v * v_scale) + eps)
+    m = fma(beta1, m, gain1 * phi)
+    v = at_least(fma(beta2, v, gain2 * (phi * phi)), tiny)
+    theta = fma(-lr, divide(m * m_scale, square_root(v * v_scale) + eps), theta * decay)
     return theta, (m, v)
 
 
