@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vsgd_kernels import rules
-from vsgd_kernels.arithmetic import fma
+from vsgd_kernels.arithmetic import fma, fma_of_float64
 
 
 def to_float32(exact):
@@ -42,7 +42,8 @@ def operands(n, generator):
     ).unbind()
 
 
-def test_fma_rounds_once(generator):
+@pytest.mark.parametrize("fma", [fma, fma_of_float64])
+def test_fma_rounds_once(fma, generator):
     """As fractions say; which neither float32 nor float64 by itself does."""
     x, y, z = operands(2000, generator)
     rows = torch.stack([x, y, z], 1).tolist()
@@ -53,7 +54,8 @@ def test_fma_rounds_once(generator):
     assert ((x.double() * y.double() + z.double()).float() != wanted).sum() > 20
 
 
-def test_fma_of_what_is_not_finite():
+@pytest.mark.parametrize("fma", [fma, fma_of_float64])
+def test_fma_of_what_is_not_finite(fma):
     inf, nan = float("inf"), float("nan")
     x = torch.tensor([inf, 1.0, 1.0, nan, inf, 1e38])
     y = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1e38])
