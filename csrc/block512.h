@@ -99,7 +99,7 @@ class Block512 {
 
   VSGD_FN void prefetch(int64_t turn) const {
     prefetch_turn(at_.param + turn);
-    prefetch_turn(at_.grad + turn);
+    prefetch_turn(at_.grad + turn + kCodes);  // which are read a block ahead
     coder_.prefetch(turn);
   }
 

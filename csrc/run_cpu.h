@@ -79,7 +79,7 @@ static_assert(kCodes % kTurn == 0, "a block is whole turns");
 template <class T>
 VSGD_FN void prefetch_turn(const T* from) {
 #ifdef __GNUC__
-  constexpr int64_t kAhead = 256;  // elements
+  constexpr int64_t kAhead = 384;  // elements
   for (int64_t i = 0; i < kTurn; i += 64 / sizeof(T)) __builtin_prefetch(from + kAhead + i);
 #endif
 }
