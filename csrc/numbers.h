@@ -1,5 +1,5 @@
-// Number formats: bf16 and fp16 to fp32, and the bounds that keep the arithmetic finite.
-// Integer operations and selects only, so that every loop vectorises and every instruction set rounds alike.
+// Number formats: bf16 and fp16 to fp32; products and sums that are rounded once; and the bounds that keep the arithmetic
+// finite. Otherwise integer operations and selects only, so that every loop vectorises and every instruction set rounds alike.
 #pragma once
 
 #include <cmath>
