@@ -26,10 +26,10 @@ struct Gradients512 {
   bool plain;  // whether none need be bounded, and no variance is negative
 
   template <class P, class S>
-  VSGD_FN void read(const Operands<P>& at, const S& s) {
-    ghat = with_sign(at.grad, s.sign);
+  VSGD_FN void read(const P* grad, const float* variances_from, const S& s) {
+    ghat = with_sign(grad, s.sign);
     for (int64_t i = 0; i < variances; i += Vec::size)
-      (Vec::load(at.variance + i) * s.sign * s.sign).store(variance + i);
+      (Vec::load(variances_from + i) * s.sign * s.sign).store(variance + i);
     // Most are small, which is soon seen.
     plain = all_below_two(1.0f, 1.0f) || all_below_two(kUnit, kUnit * kUnit);
   }
@@ -85,7 +85,11 @@ class Block512 {
   VSGD_FN void run(const Scalars& s, const Meanwhile& meanwhile) {
     coder_.open();
     infer(s);
-    coder_.finish(meanwhile);
+    if (!Coder::moves_late) move_last(s);
+    coder_.finish([&] {
+      if (Coder::moves_late) move_last(s);
+      meanwhile();
+    });
   }
 
  private:
@@ -96,6 +100,8 @@ class Block512 {
   struct Inferred {
     Vec mean, aux;
   };
+  // How many vectors of a block are not moved before all are inferred.
+  static constexpr int kLast = Coder::moves_late ? 2 : 1;
 
   VSGD_FN void prefetch(int64_t turn) const {
     prefetch_turn(at_.param + turn);
@@ -112,10 +118,9 @@ class Block512 {
     return loaded;
   }
 
-  // Infers, moves, and codes all but the last turn, where there are no words to find.
+  // Infers, moves all but the last, and codes all but the last turn, where there are no words to find.
   VSGD_FN void infer(const Scalars& s) {
     Loaded next = load_ahead(s, 0);
-    Inferred last;
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kCodes; i += Vec::size) {
       if (i % kTurn == 0) prefetch(i);
@@ -125,16 +130,20 @@ class Block512 {
       if constexpr (Rule::samples) given.variance = Vec::load(gradients_.variance + i);
       const Vec aux = Rule::infer(Vec::load(gradients_.ghat + i), own.gain, own.state, s, given);
       coder_.store(i, own.state);
-      if (i > 0) move(i - Vec::size, last, s);
-      last = {own.state[0], aux};
+      inferred_[i / Vec::size] = {own.state[0], aux};
+      if (i > 0 && i <= kCodes - kLast * Vec::size) move(i - Vec::size, s);
       if constexpr (!Coder::has_words) {
         if (i > 0 && i % kTurn == 0) coder_.code(i - kTurn);
       }
     }
-    move(kCodes - Vec::size, last, s);
   }
 
-  VSGD_FN void move(int64_t i, const Inferred& inferred, const Scalars& s) const {
+  VSGD_FN void move_last(const Scalars& s) const {
+#pragma GCC unroll 2
+    for (int64_t i = kCodes - kLast * Vec::size; i < kCodes; i += Vec::size) move(i, s);
+  }
+  VSGD_FN void move(int64_t i, const Scalars& s) const {
+    const Inferred& inferred = inferred_[i / Vec::size];
     alignas(64) float masters[Vec::size];
     float* theta = masters;
     if constexpr (is_16_bit<P>) {
@@ -149,6 +158,7 @@ class Block512 {
   const Operands<P>& at_;
   const Gradients& gradients_;
   Coder coder_;
+  Inferred inferred_[kCodes / Vec::size];
 };
 
 }  // namespace vsgd

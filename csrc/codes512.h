@@ -231,35 +231,33 @@ class Q8Codes {
   __m512 unit_, per_unit_;           // per_unit_ is doubled
 };
 
-// The range of a state's numbers.
+// The range of a state's numbers. One maximum for all parts of a vector, for there are few registers.
 class Range512 {
  public:
   template <bool rate>
   VSGD_FN void include(bool first, const Vec& x) {
     for (int i = 0; i < Vec::parts; ++i) {
       const __m512i bits = x.bits(i);
+      const bool begins = first && i == 0;
       if (rate) {
-        high_[i] = first ? bits : _mm512_max_epu32(high_[i], bits);
-        low_[i] = first ? bits : _mm512_min_epu32(low_[i], bits);
+        high_ = begins ? bits : _mm512_max_epu32(high_, bits);
+        low_ = begins ? bits : _mm512_min_epu32(low_, bits);
       } else {
-        high_[i] = first ? magnitude(bits) : larger_magnitude(high_[i], x.part[i]);
+        high_ = begins ? magnitude(bits) : larger_magnitude(high_, x.part[i]);
       }
     }
   }
   template <bool rate>
   VSGD_FN Range range() const {
-    return {_mm512_reduce_max_epu32(high()), rate ? kDeepest - _mm512_reduce_min_epu32(low()) : 0, 0};
+    return {_mm512_reduce_max_epu32(high_), rate ? kDeepest - _mm512_reduce_min_epu32(low_) : 0, 0};
   }
 
- private:
   VSGD_FN static __m512i larger_magnitude(__m512i x, __m512 y) {
     constexpr int kMaximumOfMagnitudes = 0b1011;
     return _mm512_castps_si512(_mm512_range_ps(_mm512_castsi512_ps(x), y, kMaximumOfMagnitudes));
   }
-  VSGD_FN __m512i high() const { return _mm512_max_epu32(high_[0], high_[1]); }
-  VSGD_FN __m512i low() const { return _mm512_min_epu32(low_[0], low_[1]); }
 
-  __m512i high_[Vec::parts], low_[Vec::parts];  // of their bits
+  __m512i high_, low_;  // of their bits
 };
 
 }  // namespace vsgd

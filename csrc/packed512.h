@@ -77,8 +77,8 @@ class PendingMeans {
     const __m512i raise = random_at<16, 32 - Coding::shift>(i * Vec::width, start);  // mean_random's
     const __m512i c = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(y), raise), Coding::shift);
     const __m512i code = _mm512_mask_sub_epi32(c, _mm512_movepi32_mask(x), _mm512_setzero_si512(), c);
-    // rates | code & mask
-    return _mm512_ternarylogic_epi32(rates[i], code, broadcast(Coding::mean_mask), 0xf8);
+    // mask ? code : rates
+    return _mm512_ternarylogic_epi32(rates[i], code, broadcast(Coding::mean_mask), 0xd8);
   }
 };
 
@@ -87,7 +87,8 @@ class PackedCoder {
  public:
   using Kept = PendingMeans<Rule>;
   using Coding = Packed<Rule::states>;
-  static constexpr bool has_words = true;
+  // Parameters are not moved while words are found: of what that keeps gcc moves more in and out of memory (5 % slower).
+  static constexpr bool has_words = true, moves_late = false;
   static_assert(Coding::mean_bits == 5 && Coding::shift == 20, "a mean's codes are looked up in two vectors");
 
   VSGD_FN PackedCoder(void* const* states, uint32_t* words, uint32_t start, Kept& pending)
@@ -157,11 +158,12 @@ class PackedCoder {
     return _mm512_and_si512(_mm512_srli_epi32(rate, 1), broadcast(kInfinity));
   }
 
-  // Codes the rates, and finds the mean's word; false where what is scaled is too large.
+  // Codes the rates, and finds the mean's word; false where what is scaled is too large, or steps are octaves.
   VSGD_FN bool code_rates() {
     const Coding coding = Coding::of(words_);
+    if (coding.k > 24) return false;  // what is below a code would be part of its exponent
     const uint32_t k = coding.k, place = Coding::mean_bits + coding.length;
-    const __m512i up = broadcast(32u - k), kept = broadcast(~((1u << k) - 1u)), down = broadcast(k),
+    const __m512i up = broadcast(32u - k), down = broadcast(k),
                   down_to_place = broadcast(k - Coding::mean_bits), to_place = broadcast(place);
     const uint32_t bases = (coding.base[0] >> (k - Coding::mean_bits)) + (coding.base[1] >> k << place);
     pending_.bases = _mm512_set1_epi16(int16_t(bases));
@@ -169,13 +171,13 @@ class PackedCoder {
 #pragma GCC unroll 8
     for (int i = 0; i < Kept::kParts; ++i) {
       const __m512i raise = _mm512_srlv_epi32(random_at(i * Vec::width, start_), up);
-      const __m512i first = _mm512_and_si512(_mm512_add_epi32(number(1, i), raise), kept);
+      const __m512i first = _mm512_add_epi32(number(1, i), raise);  // what is below its code is where the mean's will be
       const __m512i second = _mm512_srlv_epi32(_mm512_add_epi32(number(2, i), raise), down);
       pending_.rates[i] = _mm512_add_epi32(_mm512_srlv_epi32(first, down_to_place), _mm512_sllv_epi32(second, to_place));
       // Exponents of 255 - e in place of 190 - e.
       const __m512i per_root = _mm512_andnot_si512(_mm512_srli_epi32(first, 1), broadcast(kInfinity));
       const __m512 x = _mm512_mul_ps(_mm512_castsi512_ps(number(0, i)), _mm512_castsi512_ps(per_root));
-      largest = _mm512_max_epu32(largest, magnitude(_mm512_castps_si512(x)));
+      largest = Range512::larger_magnitude(largest, x);
       pending_.means[i] = x;
     }
     Range means;

@@ -51,14 +51,14 @@ void run_blocks(const Operands<P>& at, int64_t n, const typename Rule::template 
   using S = typename StoredState<format, float>::type;
   using Gradients = Gradients512<Rule, kAsTheyAre>;
   const auto s = splat<Rule>(scalars);
-  const auto from = [&](int64_t first) { return at.template from<S>(first, Rule::states); };
   const Unfloored unfloored(Rule::unfloored(scalars));
   Gradients gradients;
-  gradients.read(at, s);
+  gradients.read(at.grad, at.variance, s);
   typename Coder::Kept kept;
-  for (int64_t first = 0; first < n; first += kCodes) {
-    const Operands<P> here = from(first);
-    const auto read_next = [&] { gradients.read(from(std::min(first + kCodes, n - kCodes)), s); };
+  Operands<P> here = at;
+  for (int64_t left = n; left > 0; left -= kCodes, here.template advance<S>(kCodes, Rule::states)) {
+    const int64_t next = left > kCodes ? kCodes : 0;
+    const auto read_next = [&] { gradients.read(here.grad + next, here.variance + next, s); };
     Block512<Rule, P, Coder, Gradients> block(here, gradients, kept);
     if (block.is_plain(unfloored)) {
       block.run(s, read_next);

@@ -236,10 +236,10 @@ VSGD_FN void run(const Operands<P>& at, int64_t n, const typename Rule::template
     run_uncoded<Rule>(at, n, s);
   } else {
     using S = typename StoredState<format, A>::type;
-    int64_t first = 0;
-    for (; first + kCodes <= n; first += kCodes)
-      run_block<Rule, P, format, true>(at.template from<S>(first, Rule::states), kCodes, s);
-    if (first < n) run_block<Rule, P, format, false>(at.template from<S>(first, Rule::states), n - first, s);
+    Operands<P> here = at;
+    for (; n >= kCodes; n -= kCodes, here.template advance<S>(kCodes, Rule::states))
+      run_block<Rule, P, format, true>(here, kCodes, s);
+    if (n > 0) run_block<Rule, P, format, false>(here, n, s);
   }
 }
 

@@ -25,7 +25,8 @@ struct Numbers512 {
 template <class Rule, class Codes>
 class SeparateCoder {
  public:
-  static constexpr bool has_words = Codes::has_words;
+  // The last parameters are moved while words are found.
+  static constexpr bool has_words = Codes::has_words, moves_late = has_words;
   // The numbers, which are written anew for each block: of a block's own gcc keeps some in registers, and then moves others
   // in and out of memory for them (8 % slower).
   struct Kept : Numbers512<Rule> {
@@ -75,8 +76,10 @@ class SeparateCoder {
   // Codes what is not coded yet. Words wait for all numbers, and meanwhile() gives the processor something else to do.
   template <class Meanwhile>
   VSGD_FN void finish(const Meanwhile& meanwhile) {
+    Range ranges[Rule::states];
+    find_ranges(ranges);
     meanwhile();
-    find_words();
+    find_words(ranges);
 #pragma GCC unroll 2
     for (int64_t turn = has_words ? 0 : kCodes - kTurn; turn < kCodes; turn += kTurn) code(turn);
   }
@@ -95,12 +98,19 @@ class SeparateCoder {
   VSGD_FN typename Codes::S* stored(int k) const { return static_cast<typename Codes::S*>(states_[k]); }
 
   template <int k = 0>
-  VSGD_FN void find_words() {
+  VSGD_FN void find_ranges(Range* ranges) const {
+    if constexpr (has_words && k < Rule::states) {
+      ranges[k] = ranges_[k].template range<Rule::is_rate(k)>();
+      find_ranges<k + 1>(ranges);
+    }
+  }
+  template <int k = 0>
+  VSGD_FN void find_words(const Range* ranges) {
     if constexpr (has_words && k < Rule::states) {
       constexpr bool rate = Rule::is_rate(k);
-      words_[k] = q8_word<rate>(ranges_[k].template range<rate>());
+      words_[k] = q8_word<rate>(ranges[k]);
       codes_[k] = Codes(Q8::of<rate>(words_[k]));
-      find_words<k + 1>();
+      find_words<k + 1>(ranges);
     }
   }
 

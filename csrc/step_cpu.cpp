@@ -38,7 +38,7 @@ struct Run {
     if constexpr (by_hand) {
       const int64_t whole = n / kCodes * kCodes;
       run_avx512<Rule, P, format>(at, whole, s);
-      at = at.template from<typename StoredState<format, A>::type>(whole, Rule::states);
+      at.template advance<typename StoredState<format, A>::type>(whole, Rule::states);
       n -= whole;
     }
     avx512(at, n, s);
