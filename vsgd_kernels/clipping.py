@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .formats import is_16_bit
@@ -57,13 +58,18 @@ def global_norm(params: Iterable[Tensor]) -> Tensor:
         TypeError: the gradient of a DTensor is none.
     """
     stepped = [(param, param.grad) for param in params if param.grad is not None]
-    shared = [param for param, _ in stepped if is_traceable_wrapper_subclass(param)]
+    shared = [param for param, _ in stepped if _is_wrapper(param)]
     norms = _norms([grad for param, grad in stepped if _has_memory(param) and _has_memory(grad)])
     return _together([*norms, *(_norms_of_dtensors(shared) if shared else ())])
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
+    return tensor.layout == torch.strided and not _is_wrapper(tensor)
+
+
+def _is_wrapper(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor or type(tensor) is Parameter  # as most are, which is sooner seen
+    return not plain and is_traceable_wrapper_subclass(tensor)
 
 
 def _norms_of_dtensors(params: list[Tensor]) -> list[Tensor]:
@@ -87,12 +93,12 @@ def _norms_of_dtensors(params: list[Tensor]) -> list[Tensor]:
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    """Norms whose norm is that of the tensors."""
+    """Norms whose norm is that of the tensors: one for each that is large, and one for all small ones of a kind."""
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     norms: list[Tensor] = []
     pieces: list[Tensor] = []
     for tensor in tensors:
-        if tensor.device.type == "cpu" and tensor.numel() > _ROW and is_dense(tensor):
+        if tensor.numel() > _ROW and tensor.device.type == "cpu" and is_dense(tensor):
             flat = tensor.as_strided((tensor.numel(),), (1,))
             pieces += torch.split(flat, _PIECE) if is_16_bit(tensor.dtype) else [flat]
         else:
@@ -102,8 +108,7 @@ def _norms(tensors: list[Tensor]) -> list[Tensor]:
         norms.append(vector_norm(vector_norm(piece[:whole].view(-1, _ROW), dim=1, dtype=_dtype(piece))))
         if whole < piece.numel():
             kinds.setdefault((piece.device, piece.dtype), []).append(piece[whole:])
-    for some in kinds.values():
-        norms += torch._foreach_norm(some, 2.0, _dtype(some[0]))
+    norms += [_norm_of(torch._foreach_norm(some, 2.0, _dtype(some[0]))) for some in kinds.values()]
     return norms
 
 
@@ -117,5 +122,10 @@ def _together(norms: list[Tensor]) -> Tensor:
     if not norms:
         return torch.zeros((), device="cpu")
     dtype = max((norm.dtype for norm in norms), key=lambda dtype: dtype.itemsize)
-    norm: Tensor = vector_norm(torch.stack([norm.to(norms[0].device, dtype) for norm in norms]))
+    return _norm_of([norm.to(norms[0].device, dtype) for norm in norms])
+
+
+def _norm_of(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of some norms of one dtype, on one device."""
+    norm: Tensor = vector_norm(torch.stack(list(norms)))
     return norm
