@@ -82,7 +82,7 @@ MUTANTS = [
     ("block512.h", "seen(variance, variances, per_variance)", "seen(variance, 0, per_variance)"),
     ("block512.h", "broadcast(0xc0000000u)", "broadcast(0x40000000u)"),
     ("block512.h", "all_below_two(kUnit, kUnit * kUnit)", "true"),
-    ("block512.h", "(at.variance + i) * s.sign * s.sign", "(at.variance + i) * (s.sign * s.sign)"),
+    ("block512.h", "(variances_from + i) * s.sign * s.sign", "(variances_from + i) * (s.sign * s.sign)"),
     ("run_avx512.cpp", "scalars.sign == 1.0f", "scalars.sign != 0.0f"),
     ("vec512.h", "_mm512_fnmadd_ps(", "_mm512_fmadd_ps("),
     ("run_avx512.cpp", "left > kCodes ? kCodes : 0", "0"),
