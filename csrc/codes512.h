@@ -13,6 +13,10 @@ constexpr int kVectors = kTurn / Vec::width;
 VSGD_FN __m512i broadcast(uint32_t x) { return _mm512_set1_epi32(int(x)); }
 VSGD_FN __m512i bits_at(const float* numbers) { return _mm512_castps_si512(_mm512_loadu_ps(numbers)); }
 VSGD_FN __m512i magnitude(__m512i bits) { return _mm512_and_si512(bits, broadcast(0x7fffffffu)); }
+VSGD_FN __m512i larger_magnitude(__m512i x, __m512 y) {
+  constexpr int kMaximumOfMagnitudes = 0b1011;
+  return _mm512_castps_si512(_mm512_range_ps(_mm512_castsi512_ps(x), y, kMaximumOfMagnitudes));
+}
 
 // What a block's elements flip in the random bits of its first, without as many of the uppermost bits, and moved down.
 template <int without, int down>
@@ -252,11 +256,7 @@ class Range512 {
     return {_mm512_reduce_max_epu32(high_), rate ? kDeepest - _mm512_reduce_min_epu32(low_) : 0, 0};
   }
 
-  VSGD_FN static __m512i larger_magnitude(__m512i x, __m512 y) {
-    constexpr int kMaximumOfMagnitudes = 0b1011;
-    return _mm512_castps_si512(_mm512_range_ps(_mm512_castsi512_ps(x), y, kMaximumOfMagnitudes));
-  }
-
+ private:
   __m512i high_, low_;  // of their bits
 };
 

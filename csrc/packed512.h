@@ -177,7 +177,7 @@ class PackedCoder {
       // Exponents of 255 - e in place of 190 - e.
       const __m512i per_root = _mm512_andnot_si512(_mm512_srli_epi32(first, 1), broadcast(kInfinity));
       const __m512 x = _mm512_mul_ps(_mm512_castsi512_ps(number(0, i)), _mm512_castsi512_ps(per_root));
-      largest = Range512::larger_magnitude(largest, x);
+      largest = larger_magnitude(largest, x);
       pending_.means[i] = x;
     }
     Range means;

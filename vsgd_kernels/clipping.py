@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ def _together(norms: list[Tensor]) -> Tensor:
     return _norm_of([norm.to(norms[0].device, dtype) for norm in norms])
 
 
-def _norm_of(norms: Sequence[Tensor]) -> Tensor:
+def _norm_of(norms: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     """The norm of some norms of one dtype, on one device."""
-    norm: Tensor = vector_norm(torch.stack(list(norms)))
+    norm: Tensor = vector_norm(torch.stack(norms))
     return norm
