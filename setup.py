@@ -4,7 +4,8 @@ Everything that needs neither is in pyproject.toml. The extension uses the LibTo
 API, so that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later.
 
 The CUDA kernels are built where nvcc is there and torch has CUDA; with VSGD_KERNELS_CUDA=1 wherever nvcc is, for any
-torch, and with VSGD_KERNELS_CUDA=0 nowhere.
+torch, and with VSGD_KERNELS_CUDA=0 nowhere. TORCH_CUDA_ARCH_LIST, such as "8.0;9.0", names other architectures than
+those below.
 """
 
 import os
@@ -27,7 +28,10 @@ except ImportError:
 
 CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torch has it
 # Machine code for these, and PTX of the last for what comes after it.
-CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_ARCHITECTURES = [
+    arch.removesuffix("+PTX").replace(".", "")
+    for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0 9.0 10.0").replace(";", " ").split()
+]
 
 
 def find_cuda() -> Path | None:
@@ -116,6 +120,6 @@ class OptionalBuild(BuildExtension):
 
 setup(
     ext_modules=[extension],
-    cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=False)},
+    cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=cpp_extension.is_ninja_available())},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -18,7 +18,7 @@ from vsgd_kernels import VSGD
 from vsgd_kernels.state_formats import FORMATS
 
 from .demo import VALIDATION_BATCHES, CharTransformer, Data, batches, load_data, smooth, train
-from .step_cost import cpu_model
+from .host_time import cpu_model
 
 RESULTS = Path(__file__).parent / "results"
 LEARNING_RATE = 1e-2

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import torch
 
 from .cases import BASELINE, GPU_CASES, GPU_OPTIMIZERS, Entry, count, make_params
-from .host_time import host_us
+from .host_time import cpu_model, host_us
 
 Row = dict[str, str | int | float | None]
 
-WARMUP, SLOW_STEPS, STEPS = 3, 5, 40
-#: Times of steps that take less are taken over several of them: events resolve half a microsecond.
-BATCH_MS, BATCH = 0.2, 10
+WARMUP, SLOW_STEPS, STEPS = 3, 3, 30
+#: The device's clock, in cycles a microsecond: not less than any GPU's.
+CYCLES_PER_US = 2500
 
 
 def environment() -> dict[str, str | float]:
@@ -28,6 +28,7 @@ def environment() -> dict[str, str | float]:
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "cpu": cpu_model(),
         "copy_gb_per_s": copy_bandwidth(),
     }
 
@@ -44,29 +45,40 @@ def _driver() -> str:
 
 def copy_bandwidth(numel: int = 2**30) -> float:
     """GB/s of a copy within the device, read and written, over 4 GiB of float32."""
-    source = torch.zeros(numel, device="cuda")
+    source = torch.randn(numel, device="cuda")
     to = torch.empty_like(source)
     return 8 * numel / device_ms(lambda: to.copy_(source), STEPS) / 1e6
 
 
-def device_ms(work: Callable[[], object], steps: int) -> float:
-    """The median time between events around `work`, which has been warmed up."""
-    for _ in range(WARMUP):
-        work()
-    first = _between_events(work, 1)
-    batch = BATCH if first < BATCH_MS else 1
-    return statistics.median(_between_events(work, batch) for _ in range(steps))
+def device_ms(work: Callable[[], object], times: int) -> float:
+    """The median time that the device takes for what one call gives it to do; the host's time is not in it.
+
+    Each call is queued behind a wait that lasts longer than the host takes for it. (A thousand kernels fit the queue:
+    where a call launches more, the device waits for the host after all.)
+    """
+    wait = int(2.0 * host_us(work, WARMUP, before=torch.cuda.synchronize) * CYCLES_PER_US)
+    return statistics.median(_queued(work, wait) for _ in range(times))
 
 
-def _between_events(work: Callable[[], object], times: int) -> float:
+def _queued(work: Callable[[], object], wait: int) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    torch.cuda._sleep(wait)
     begin.record()
-    for _ in range(times):
-        work()
+    work()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / times
+    return begin.elapsed_time(end)
+
+
+def step_ms(work: Callable[[], object], times: int) -> float:
+    """The time of one call among many that follow on each other, the host's share among it as far as it is longer."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(times):
+        work()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin) / times
 
 
 def kernels(work: Callable[[], object]) -> list[str]:
@@ -92,17 +104,18 @@ def measure(case: str, name: str, entry: Entry) -> Row:
     """Measures one optimizer over the parameters of one case, float32."""
     params = make_params(GPU_CASES[case], "cuda")
     numel, step = count(GPU_CASES[case]), entry.make(params).step
-    steps = SLOW_STEPS if entry.slow else STEPS
+    times = SLOW_STEPS if entry.slow else STEPS
     step()
-    ms = device_ms(step, steps)
+    ms = device_ms(step, times)
     return {
         "case": case,
         "optimizer": name,
         "parameters": numel,
         "tensors": len(params),
-        "ms": ms,
+        "device_ms": ms,
         "gb_per_s": entry.bytes_per_parameter * numel / ms / 1e6,
-        "host_us": host_us(step, steps, before=torch.cuda.synchronize),  # the device has nothing to do
+        "step_ms": step_ms(step, times),
+        "host_us": host_us(step, times, before=torch.cuda.synchronize),  # the device has nothing to do
         "launches": len(kernels(step)),
         "peak_mib": peak_mib(step),
         "byte_limit_ratio": entry.bytes_per_parameter / GPU_OPTIMIZERS[BASELINE].bytes_per_parameter,
@@ -121,7 +134,9 @@ def measure_all(deadline: float) -> tuple[list[Row], list[str]]:
             rows.append(measure(case, name, entry))
             torch.cuda.empty_cache()
             print("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in rows[-1].values()))
-    baseline = {row["case"]: row["ms"] for row in rows if row["optimizer"] == BASELINE}
+    baselines = {row["case"]: row for row in rows if row["optimizer"] == BASELINE}
     for row in rows:
-        row["ratio"] = row["ms"] / baseline[row["case"]] if row["case"] in baseline else None
+        baseline = baselines.get(row["case"])
+        for key in ("device", "step"):
+            row[f"{key}_ratio"] = row[f"{key}_ms"] / baseline[f"{key}_ms"] if baseline else None
     return rows, left_out

@@ -12,18 +12,22 @@ from .cases import BASELINE
 COLUMNS = {
     "case": "case",
     "optimizer": "optimizer",
-    "ms": "ms",
-    "ratio": f"time / {BASELINE}",
+    "device_ms": "device ms",
+    "device_ratio": f"/ {BASELINE}",
     "byte_limit_ratio": "byte limit",
     "gb_per_s": "GB/s",
     "of_copy": "of a copy's",
-    "launches": "launches",
+    "step_ms": "step ms",
+    "step_ratio": f"/ {BASELINE}",
     "host_us": "host µs",
+    "launches": "launches",
     "peak_mib": "peak MiB",
 }
 FORMATS = {
-    "ms": ".3f",
-    "ratio": ".2f",
+    "device_ms": ".3f",
+    "device_ratio": ".2f",
+    "step_ms": ".3f",
+    "step_ratio": ".2f",
     "byte_limit_ratio": ".3f",
     "gb_per_s": ".0f",
     "of_copy": ".0%",
@@ -36,10 +40,12 @@ def markdown(results: dict[str, Any]) -> str:
     """What it was measured on, and a table."""
     env = results["environment"]
     lines = [
-        f"{env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, torch {env['torch']}, triton {env['triton']}; "
-        f"float32. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. Times are medians of `step()` "
-        "alone; GB/s counts the bytes of the byte limit only; host µs is how long `step()` keeps the host; peak MiB is "
-        "what it allocates in passing.",
+        f"{env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, torch {env['torch']}, triton {env['triton']}, "
+        f"{env['cpu']}; float32 parameters. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. "
+        "device ms is the time that the device takes for a `step()` that the host has queued before, and GB/s are the "
+        "bytes of the byte limit in that time; step ms is that of one step among many with nothing between them, where "
+        "the device may wait for the host; host µs is how long one keeps the host; peak MiB is what it allocates in "
+        "passing.",
         "",
         "| " + " | ".join(COLUMNS.values()) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -57,20 +63,20 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Bars: time over the baseline's for each case and optimizer, on a logarithmic axis."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in results["rows"] if row["ratio"] is not None]
+    rows = [row for row in results["rows"] if row["device_ratio"] is not None]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["optimizer"] for row in rows))
     figure, axes = plt.subplots(figsize=(10, 4.5))
     width = 0.8 / len(names)
     for i, name in enumerate(names):
-        ratios = {row["case"]: row["ratio"] for row in rows if row["optimizer"] == name}
+        ratios = {row["case"]: row["device_ratio"] for row in rows if row["optimizer"] == name}
         at = [cases.index(case) + (i - (len(names) - 1) / 2) * width for case in ratios]
         axes.bar(at, list(ratios.values()), width, label=name)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.axhline(9 / 7, color="black", linewidth=0.8, linestyle=":", label="VSGD's byte limit")
     axes.set_yscale("log")
     axes.set_xticks(range(len(cases)), cases)
-    axes.set_ylabel(f"time / {BASELINE}")
+    axes.set_ylabel(f"device time / {BASELINE}")
     axes.set_title(f"One step, float32, {results['environment']['gpu']}")
     axes.legend(ncols=3, fontsize="small")
     figure.tight_layout()

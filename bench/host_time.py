@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,13 @@ from .cases import make_params
 STEPS = 200
 #: Gradients of the next step: those of the last, or new ones as autograd makes them.
 GRADIENTS = ("the same", "new")
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def host_us(work: Callable[[], object], steps: int, before: Callable[[], object] = lambda: None) -> float:
@@ -81,9 +90,7 @@ def measure(tensors: int, gradients: str, steps: int) -> dict[str, str | int | f
 
 
 def main(argv: list[str] | None = None) -> None:
-    from tabulate import tabulate  # here, for bench.gpu takes `host_us` and needs none of these
-
-    from .step_cost import cpu_model
+    from tabulate import tabulate  # here, for bench.gpu takes `host_us` and does not need it
 
     parser = argparse.ArgumentParser(
         prog="python -m bench.host_time", description="Measures a step's cost to the host."

@@ -20,7 +20,7 @@ from vsgd_kernels import backends
 from . import atomic, models
 from .checks import first_line
 from .experiment import Contender, Experiment
-from .step_cost import cpu_model
+from .host_time import cpu_model
 from .tasks import Task
 
 #: The paper's: after each `halve_every` iterations the learning rate is half of what it was.

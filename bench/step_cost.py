@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
@@ -15,6 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from .cases import BASELINE, CASES, OPTIMIZERS, Entry, count, make_params
+from .host_time import cpu_model
 
 Row = dict[str, str | int | float | None]
 
@@ -96,13 +96,6 @@ def default_rounds(case: str) -> int:
 
 def environment() -> dict[str, str | int]:
     return {"cpu": cpu_model(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def render(env: dict[str, str | int], rows: list[Row], tablefmt: str) -> str:

@@ -52,25 +52,26 @@ class PerLane {
 #endif
 };
 
-// The range of all lanes' ranges.
-VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
+// The largest of all lanes' numbers.
+template <class Number>
+VSGD_FN uint32_t largest_of_lanes(const Number& number) {
 #ifdef __CUDA_ARCH__
-  Range range = ranges[0];
-  VSGD_UNROLL for (int step = kLanes / 2; step > 0; step /= 2) {
-    range.high = larger(range.high, __shfl_xor_sync(0xffffffffu, range.high, step));
-    range.depth = larger(range.depth, __shfl_xor_sync(0xffffffffu, range.depth, step));
-    range.nan = larger(range.nan, __shfl_xor_sync(0xffffffffu, range.nan, step));
-  }
-  return range;
+  return __reduce_max_sync(0xffffffffu, number(int(threadIdx.x % kLanes)));
 #else
-  Range range;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    range.high = larger(range.high, ranges[lane].high);
-    range.depth = larger(range.depth, ranges[lane].depth);
-    range.nan = larger(range.nan, ranges[lane].nan);
-  }
-  return range;
+  uint32_t largest = 0;
+  for (int lane = 0; lane < kLanes; ++lane) largest = larger(largest, number(lane));
+  return largest;
 #endif
+}
+
+// The range of all lanes' ranges.
+template <bool nan>
+VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
+  Range range;
+  range.high = largest_of_lanes([&](int lane) { return ranges[lane].high; });
+  range.depth = largest_of_lanes([&](int lane) { return ranges[lane].depth; });
+  if (nan) range.nan = largest_of_lanes([&](int lane) { return ranges[lane].nan; });
+  return range;
 }
 
 // A lane's elements of one operand; copied whole, it is one access.

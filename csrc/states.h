@@ -103,8 +103,10 @@ constexpr uint32_t kDeepest = 0x7fffffffu;
 // All bits set for a number, none for NaN; by arithmetic, for a conditional maximum does not vectorise.
 VSGD_FN uint32_t number_mask(float x) { return ~uint32_t(int32_t(kInfinity - magnitude(x)) >> 31); }
 VSGD_FN uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
+// nan: whether x may be one; where it is and may not, the range's highest bits are beyond infinity's.
+template <bool nan>
 VSGD_FN void include(Range& range, float x) {
-  const uint32_t number = number_mask(x);
+  const uint32_t number = nan ? number_mask(x) : ~0u;
   range.high = larger(range.high, magnitude(x) & number);
   range.depth = larger(range.depth, (kDeepest - magnitude(x)) & number);
   range.nan = larger(range.nan, ~number);
@@ -117,14 +119,10 @@ VSGD_FN uint32_t highest_code(uint32_t low, uint32_t high, uint32_t k) {
 // The range of n numbers.
 VSGD_FN Range range_of(const float* numbers, int64_t n) {
   Range range;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t m = magnitude(numbers[i]);
-    range.high = larger(range.high, m);
-    range.depth = larger(range.depth, kDeepest - m);
-  }
+  for (int64_t i = 0; i < n; ++i) include<false>(range, numbers[i]);
   if (range.high <= kInfinity) return range;
-  range = Range();  // NaN count for neither
-  for (int64_t i = 0; i < n; ++i) include(range, numbers[i]);
+  range = Range();
+  for (int64_t i = 0; i < n; ++i) include<true>(range, numbers[i]);
   return range;
 }
 

@@ -26,7 +26,6 @@ struct Tile {
 
   struct Lane {
     A state[Rule::states][kEach];
-    Range range[Rule::states];
 
     VSGD_FN void states_of(int j, A* each) const {
       VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) each[k] = state[k][j];
@@ -34,15 +33,18 @@ struct Tile {
   };
 
   VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
+  VSGD_FN bool is_there(const Place<path>& at, int j) const { return kWhole || at.element(j) < row.numel; }
 
   template <int k>
   VSGD_FN void decode(const Pack<S>& stored, A* state) const {
     if constexpr (format == Format::q8) {
       constexpr bool rate = Rule::is_rate(k);
       const Q8 block = Q8::of<rate>(words[k]);
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-        state[j] = block.has_nan ? block.template number_or_nan<rate>(stored.at[j])
-                                 : block.template number<rate>(stored.at[j]);
+      if (block.has_nan) {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) state[j] = block.template number_or_nan<rate>(stored.at[j]);
+      } else {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) state[j] = block.template number<rate>(stored.at[j]);
+      }
     } else {
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
         if constexpr (format == Format::fp32) state[j] = stored.at[j];
@@ -60,14 +62,17 @@ struct Tile {
     } else {
       constexpr bool rate = Rule::is_rate(k);
       const Q8 block = Q8::of<rate>(word);
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
+      if (block.has_nan) {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
+      } else {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code<rate>(state[j], random[j]);
+      }
     }
   }
 
-  // The random bits of the lane's elements.
-  VSGD_FN void draw_bits(const Place<path>& at, uint32_t* random) const {
-    const uint32_t start = noise.start(first / kCodes, kStateNoise);
-    VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = random_of(start, at.element(j) - first);
+  // The bits that round an element's states.
+  VSGD_FN uint32_t random_bits(const Place<path>& at, int j) const {
+    return random_of(noise.start(first / kCodes, kStateNoise), at.element(j) - first);
   }
 
   // All states, one after the other; which of them is a rate is known when this is compiled.
@@ -78,7 +83,11 @@ struct Tile {
       const auto block = Packed<Rule::states>::of(words);
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
         float state[Rule::states];
-        block.numbers_or_nan(stored.at[j].bits, state);
+        if (block.marked) {
+          block.numbers_or_nan(stored.at[j].bits, state);
+        } else {
+          block.numbers(stored.at[j].bits, state);
+        }
         VSGD_UNROLL for (int i = 0; i < Rule::states; ++i) own.state[i][j] = state[i];
       }
     } else if constexpr (k < Rule::states) {
@@ -94,7 +103,7 @@ struct Tile {
       VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
         float state[Rule::states];
         own.states_of(j, state);
-        stored.at[j].bits = block.code_or_nan(state, random[j]);
+        stored.at[j].bits = block.marked ? block.code_or_nan(state, random[j]) : block.code(state, random[j]);
       }
       at.template store<kWhole>(row.state[0], kFirstState, stored);
     } else if constexpr (k < Rule::states) {
@@ -104,36 +113,64 @@ struct Tile {
       store_states<k + 1>(at, own, random, word);
     }
   }
-  template <int k = 0>
+
+  // The words of the block's new codes. NaN, of which few blocks have any, are looked for only where one has come up.
   VSGD_FN void find_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    if (find_words<false>(lanes, word) <= kInfinity) return;
+    if constexpr (packed) each_lane([&](int lane) { spread_nan(lanes[lane]); });
+    find_words<true>(lanes, word);
+  }
+  // As if there were no NaN, or as they are. Returns the largest bits of a number.
+  template <bool nan>
+  VSGD_FN uint32_t find_words(PerLane<Lane>& lanes, uint32_t* word) const {
+    uint32_t high = 0;
+    Range range[Rule::states];
+    VSGD_UNROLL for (int k = packed; k < Rule::states; ++k) {
+      range[k] = range_of<nan>(lanes, [&](const Lane& own, const Place<path>&, int j) { return own.state[k][j]; });
+      high = larger(high, range[k].high);
+    }
     if constexpr (packed) {
-      find_packed_words(lanes, word);
-    } else if constexpr (k < Rule::states) {
-      word[k] = q8_word<Rule::is_rate(k)>(range_of(lanes, k));
-      find_words<k + 1>(lanes, word);
+      Packed<Rule::states>::find_rate_words(range, word);
+      const auto rates = Packed<Rule::states>::of(word);
+      range[0] = range_of<nan>(lanes, [&](const Lane& own, const Place<path>& at, int j) {
+        float state[Rule::states];
+        own.states_of(j, state);
+        return rates.in_units(state, random_bits(at, j));
+      });
+      word[0] = q8_word<false>(range[0]);
+      return larger(high, range[0].high);
+    } else {
+      q8_words(range, word);
+      return high;
     }
   }
-  VSGD_FN Range range_of(PerLane<Lane>& lanes, int k) const {
-    PerLane<Range> ranges;
-    each_lane([&](int lane) { ranges[lane] = lanes[lane].range[k]; });
-    return range_of_lanes(ranges);
+  template <int k = 0>
+  VSGD_FN void q8_words(const Range* range, uint32_t* word) const {
+    if constexpr (k < Rule::states) {
+      word[k] = q8_word<Rule::is_rate(k)>(range[k]);
+      q8_words<k + 1>(range, word);
+    }
   }
-  VSGD_FN void find_packed_words(PerLane<Lane>& lanes, uint32_t* word) const {
-    Range range[Rule::states];
-    VSGD_UNROLL for (int k = 1; k < Rule::states; ++k) range[k] = range_of(lanes, k);
-    Packed<Rule::states>::find_rate_words(range, word);
-    const auto rates = Packed<Rule::states>::of(word);
+  // The range of a number of each of the block's elements.
+  template <bool nan, class Number>
+  VSGD_FN Range range_of(PerLane<Lane>& lanes, const Number& number) const {
+    PerLane<Range> ranges;
     each_lane([&](int lane) {
       const Place<path> at = place(lane);
-      uint32_t random[kEach];
-      draw_bits(at, random);
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
-        float state[Rule::states];
-        lanes[lane].states_of(j, state);
-        if (at.element(j) < row.numel) include(lanes[lane].range[0], rates.in_units(state, random[j]));
-      }
+      ranges[lane] = Range();
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        if (is_there(at, j)) include<nan>(ranges[lane], number(lanes[lane], at, j));
     });
-    word[0] = q8_word<false>(range_of(lanes, 0));
+    return range_of_lanes<nan>(ranges);
+  }
+  // packed16 has NaN for all states of an element.
+  VSGD_FN void spread_nan(Lane& own) const {
+    VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+      float state[Rule::states];
+      own.states_of(j, state);
+      if (has_nan<Rule::states>(state))
+        VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) own.state[k][j] = bit_cast<float>(kNan);
+    }
   }
 
   // What the lane's masters have beyond their parameters, in 65,536ths of a unit in the last place. All elements of a
@@ -184,12 +221,7 @@ struct Tile {
       }
       if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
       const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given);
-      bool nan = false;  // packed16 has it for all states
-      if constexpr (packed) nan = has_nan<Rule::states>(state);
-      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) {
-        own.state[k][j] = nan ? A(bit_cast<float>(kNan)) : state[k];
-        if (blocks && (k > 0 || !packed) && at.element(j) < row.numel) include(own.range[k], float(own.state[k][j]));
-      }
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) own.state[k][j] = state[k];
       const bool rounds = is_16_bit<P> && row.extra < 16;
       const uint32_t random = rounds ? random_of(master_start, at.element(j) - first) : 0u;
       low[j] = store_param(&param.at[j], Rule::move(theta, state[0], aux, s), int(row.extra), random);
@@ -214,9 +246,11 @@ struct Tile {
       });
     }
     each_lane([&](int lane) {
+      const Place<path> at = place(lane);
       uint32_t random[kEach] = {};
-      if constexpr (format != Format::fp32) draw_bits(place(lane), random);
-      store_states(place(lane), lanes[lane], random, word);
+      if constexpr (format != Format::fp32)
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = random_bits(at, j);
+      store_states(at, lanes[lane], random, word);
     });
   }
 };

@@ -22,7 +22,6 @@ from triton.runtime import interpreter
 from tests.cases import CASES
 from vsgd_kernels import backends
 from vsgd_kernels.arithmetic import fma
-from vsgd_kernels.backends import device
 from vsgd_kernels.backends.triton import engine, interpreted
 from vsgd_kernels.formats import MASTER_WEIGHTS
 
@@ -56,7 +55,7 @@ def _is_shown_by_another(item):
 def large_triton_blocks():
     """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
     if interpreted():
-        engine.WARPS, device.CHUNK = 32, 8192
+        engine.WARPS, backends.BACKENDS["triton"].chunk = 32, 8192
 
 
 @pytest.fixture(scope="session", autouse=True)

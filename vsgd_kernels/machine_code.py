@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .backends import device
-from .backends.triton import interpreted
+from .backends.triton import TritonBackend, interpreted
 from .batch import DTYPES
 from .formats import is_16_bit, low_dtype
 from .rules import RULES, Rule, arithmetic_dtype
@@ -96,7 +96,7 @@ def _compile(rule: Rule, path: device.Path, arch: str) -> Any:
     from .backends.triton import engine
     from .backends.triton.kernel import step_kernel
 
-    constants = engine.step_constants(rule, path, device.CHUNK, engine.WARPS)
+    constants = engine.step_constants(rule, path, TritonBackend.chunk, engine.WARPS)
     scalars = "*fp64" if arithmetic_dtype(path.dtype) == torch.float64 else "*fp32"
     signature = {
         "rows": "*i64",

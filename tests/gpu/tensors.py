@@ -22,3 +22,25 @@ def give_gradients(params, generator):
 
 def values_of(optimizer, params):
     return [t.clone() for p in params for t in (p.detach(), *optimizer.state[p].values())]
+
+
+def outcome(case, backend, start, grads, **settings):
+    """What steps of a backend make of all parameters and states, on the CPU, by name and dtype."""
+    device = "cpu" if backend == "cpp" else "cuda"
+    params = [torch.nn.Parameter(t.to(device, copy=True)) for t in start]
+    optimizer = case.optimizer(params, **settings, backend=backend)
+    for new in grads:
+        for param, grad in zip(params, new, strict=True):
+            param.grad = grad.to(device)
+        optimizer.step()
+    values = {}
+    for param in params:
+        for key, value in {"param": param.detach(), **optimizer.state[param]}.items():
+            values.setdefault(f"{key}, {value.dtype}", []).append(value.flatten())
+    return {name: torch.cat(own).cpu() for name, own in values.items()}
+
+
+def compare(first, *others):
+    """Asserts that outcomes are the same to the bit, but for the bits of NaN."""
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0, equal_nan=True)

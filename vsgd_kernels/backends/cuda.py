@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..batch import DTYPES
 from ..state_formats import FORMATS
-from . import device
 from .device import DeviceBackend, Launch, Path, Prepared
 from .library import why_not_loaded
 
@@ -16,6 +15,7 @@ class CudaBackend(DeviceBackend):
     """The C++ kernels' rules and formats, compiled by nvcc."""
 
     name = "cuda"
+    chunk = 4096
     #: Whether tensors on the CPU are stepped by the same blocks, run on the host one after the other: for tests.
     on_host = False
 
@@ -60,7 +60,7 @@ class CudaBackend(DeviceBackend):
             launch.scalars,
             grad_scale,
             found_inf,
-            device.CHUNK,
+            prepared.chunk,
             prepared.batch.rule.name,
             DTYPES.index(launch.path.dtype),
             _path_code(launch.path),

@@ -17,7 +17,6 @@ from .scalars import HostScalars
 from .table import COLUMNS, Table
 
 ALIGNMENT = 16  # bytes of the widest access
-CHUNK = 4096  # elements that a program steps
 
 _NUMEL, _LAYOUT = (COLUMNS.index(name) for name in ("numel", "layout"))
 _ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "variance", "state0", "state1", "state2", "state3")]
@@ -47,11 +46,17 @@ class Path(NamedTuple):
 
 
 class DeviceBackend(ABC):
-    """A backend that steps all tensors of a `Path` in one launch; its classes launch the kernels."""
+    """A backend that steps all tensors of a `Path` in one launch; its classes launch the kernels.
+
+    Attributes:
+        chunk: elements that a program steps.
+    """
+
+    chunk: int
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Prepared:
         """Builds the tables on the device."""
-        return Prepared(batch, grads)
+        return Prepared(batch, grads, self.chunk)
 
     def is_current(self, prepared: Prepared) -> bool:
         """Whether parameters and states are where the tables say."""
@@ -94,8 +99,9 @@ class Prepared:
     another stream needs no more care than the parameters do.
     """
 
-    def __init__(self, batch: Batch, grads: list[Tensor]) -> None:
+    def __init__(self, batch: Batch, grads: list[Tensor], chunk: int) -> None:
         self.batch = batch
+        self.chunk = chunk
         self.device = batch.params[0].device
         self.host_scalars = None if batch.capturable else HostScalars(batch)
         self._kept: list[Tensor] = []
@@ -117,12 +123,16 @@ class Prepared:
         self._streams.clear()
 
     def upload(self, host: Tensor) -> Tensor:
-        """A copy on the device. A graph that is being captured will copy again, hence from memory that stays."""
+        """A copy on the device."""
         return self.copy(torch.empty_like(host, device=self.device), host)
 
     def copy(self, to: Tensor, host: Tensor) -> Tensor:
-        """Overwrites a tensor on the device, and returns it."""
+        """Overwrites a tensor on the device, and returns it.
+
+        A graph that is being captured will copy again: from memory that stays, and pinned, for torch refuses other.
+        """
         if capturing():
+            host = host.pin_memory()
             self._kept.append(host)
         return to.copy_(host, non_blocking=True)
 
@@ -183,7 +193,7 @@ class Launch:
         self.path = path
         self.indices = torch.tensor(indices, device="cpu")
         rows = prepared.table.rows[self.indices]
-        chunks = (rows[:, _NUMEL] + CHUNK - 1) // CHUNK
+        chunks = (rows[:, _NUMEL] + prepared.chunk - 1) // prepared.chunk
         self.programs = int(chunks.sum())
         chunk_tensor = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32, device="cpu"), chunks)
         self.chunk_tensor = prepared.upload(chunk_tensor)

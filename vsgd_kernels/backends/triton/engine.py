@@ -17,8 +17,10 @@ from .kernel import count_kernel, step_kernel
 from .rules import RULES, SCALARS
 from .states import FORMATS
 
-WARPS = 4
-TENSORS = 128  # that a program counts
+#: Of a program. One warp's block is one block of q8's and packed16's codes: what the block's elements share, its words
+#: among it, then needs no memory that warps share and no barrier.
+WARPS = 1
+TENSORS, COUNT_WARPS = 128, 4  # of a program that counts
 
 TRITON_DTYPES = {
     torch.float32: tl.float32,
@@ -82,7 +84,7 @@ def count(prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
         found_inf,
         tensors,
         **count_constants(prepared.batch.rule, launch.path),
-        num_warps=WARPS,
+        num_warps=COUNT_WARPS,
         **OPTIONS,
     )
 
@@ -99,7 +101,7 @@ def step(prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_in
         launch.scalars,
         grad_scale,
         found_inf,
-        **step_constants(prepared.batch.rule, launch.path, device.CHUNK, WARPS),
+        **step_constants(prepared.batch.rule, launch.path, prepared.chunk, WARPS),
         num_warps=WARPS,
         **OPTIONS,
     )

@@ -134,7 +134,7 @@ def _block(
         low = pointer(entry(row + access.LOW), LOW, ALIGN) + offsets_of(row, layouts, index, 2, STRIDED)
         rest = load(low, mask, MASKED).to(tl.int32) << (16 - EXTRA)
     theta = load_param(stored, rest)
-    state = LOAD(row, layouts, index, numel, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
+    state = LOAD(row, layouts, first, numel, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
 
     if DRAWS:
         extra = random_words(row, first, t, BLOCK)
@@ -148,9 +148,9 @@ def _block(
 
     random = 0
     if (PARAM == tl.bfloat16 or PARAM == tl.float16) and EXTRA < 16:
-        random = master_noise(noise, index)
+        random = master_noise(noise, first, BLOCK)
     stored, rest = stored_param(theta, random, PARAM, EXTRA)
     store(param, stored, mask, MASKED)
     if EXTRA != 0:
         store(low, (rest >> (16 - EXTRA)).to(LOW), mask, MASKED)
-    STORE(row, layouts, index, numel, state, noise, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)
+    STORE(row, layouts, first, numel, state, noise, MASKED, RATES, STATES, ARITHMETIC, ALIGN, STRIDED, BLOCK)

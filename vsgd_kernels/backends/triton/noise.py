@@ -5,12 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...noise import CODES, MASTER_NOISE, SPREAD, STATE_NOISE
+from ...noise import MASTER_NOISE, SPREAD, STATE_NOISE
 from . import access
 from .access import entry
+from .blocks import CODES, blocks_from, each_of
 
 _STATE_NOISE, _MASTER_NOISE = tl.constexpr(STATE_NOISE), tl.constexpr(MASTER_NOISE)
-_SPREAD, _CODES = tl.constexpr(SPREAD), tl.constexpr(CODES)
+_SPREAD = tl.constexpr(SPREAD)
 
 
 @triton.jit
@@ -31,25 +32,24 @@ def _mix(x):
 
 
 @triton.jit
-def _random_bits(noise, index, STREAM: tl.constexpr):
-    """32 random bits for each element, of which the uppermost count most."""
+def _random_bits(noise, first, STREAM: tl.constexpr, BLOCK: tl.constexpr):
+    """32 random bits for each of BLOCK elements from `first` on, of which the uppermost count most."""
     a, b = noise
-    block = index // _CODES
-    number = block * 2 + STREAM
+    number = blocks_from(first, BLOCK) * 2 + STREAM
     x = number.to(tl.uint32) + (number >> 32).to(tl.uint32) * _SPREAD + a
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15) ^ b) * 0x846CA68B
     x = x ^ (x >> 16)
-    return x ^ (index - block * _CODES).to(tl.uint32) * _SPREAD
+    return each_of(x, BLOCK) ^ (tl.arange(0, BLOCK) % CODES).to(tl.uint32) * _SPREAD
 
 
 @triton.jit
-def master_noise(noise, index):
+def master_noise(noise, first, BLOCK: tl.constexpr):
     """32 random bits for each element's master."""
-    return _random_bits(noise, index, _MASTER_NOISE)
+    return _random_bits(noise, first, _MASTER_NOISE, BLOCK)
 
 
 @triton.jit
-def state_noise(noise, index):
+def state_noise(noise, first, BLOCK: tl.constexpr):
     """32 random bits for each element's states."""
-    return _random_bits(noise, index, _STATE_NOISE)
+    return _random_bits(noise, first, _STATE_NOISE, BLOCK)

@@ -5,89 +5,134 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...noise import CODES
 from ...q8 import MEAN_SHIFT, SPAN
 from ...q8 import TINY_BITS as _TINY_BITS
 from . import access
 from .access import entry, load, state_at, store
+from .blocks import CODES, blocks_from, each_of, max_of_blocks
 from .noise import state_noise
 from .rules import divide, fma
 
-_CODES, _SPAN, _MEAN_SHIFT = tl.constexpr(CODES), tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
+_SPAN, _MEAN_SHIFT = tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
 TINY_BITS = tl.constexpr(_TINY_BITS)
+_INFINITY = tl.constexpr(0x7F800000)
 
 
 @triton.jit
-def words_at(row, index, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the words of the blocks of these elements are, for the first state; and the blocks' numbers."""
-    block = tl.min(index, 0) // _CODES + tl.arange(0, BLOCK // _CODES)
-    return entry(row + access.BLOCKS).to(tl.pointer_type(tl.int32)) + block * STATES, block
+def words_at(row, first, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """Where the words of the blocks from `first` on are, for the first state."""
+    return entry(row + access.BLOCKS).to(tl.pointer_type(tl.int32)) + blocks_from(first, BLOCK) * STATES
 
 
 @triton.jit
-def each_word(word, BLOCK: tl.constexpr):
-    """Each element's word."""
-    return tl.reshape(tl.broadcast_to(word[:, None], (BLOCK // _CODES, _CODES)), (BLOCK,))
+def load_words(words, first, numel, other, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """A word of each block, and `other` for blocks that lie beyond the tensor."""
+    if MASKED:
+        return tl.load(words, mask=blocks_from(first, BLOCK) * CODES < numel, other=other)
+    else:
+        return tl.load(words)
+
+
+@triton.jit
+def store_words(words, value, first, numel, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """Writes a word of each block."""
+    if MASKED:
+        tl.store(words, value, mask=blocks_from(first, BLOCK) * CODES < numel)
+    else:
+        tl.store(words, value)
 
 
 @triton.jit
 def load_states(
-    row, layouts, index, numel, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
+    row, layouts, first, numel, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States in 8-bit codes; RATES has a bit for each state that is a rate."""
-    words, block = words_at(row, index, STATES, BLOCK)
+    index = first + tl.arange(0, BLOCK)
+    words = words_at(row, first, STATES, BLOCK)
     state = ()
     for k in tl.static_range(STATES):
-        word = tl.load(words + k, mask=block * _CODES < numel, other=TINY_BITS + 5)
+        word = load_words(words + k, first, numel, TINY_BITS + 5, MASKED, BLOCK)
         if (RATES >> k) & 1:
             code = load(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
-            each = each_word(word, BLOCK)
-            bits = (each & 0x7FFFFFE0) + (code << (each & 31))
-            bits = tl.where((code == 255) & (each < 0), 0x7FC00000, bits)
-            state = state + (bits.to(tl.float32, bitcast=True),)
+            bits = each_of(word & 0x7FFFFFE0, BLOCK) + (code << each_of(word & 31, BLOCK))
+            value = bits.to(tl.float32, bitcast=True)
         else:
             code = load(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
             value = magnitudes(tl.abs(code), word, _SPAN, _MEAN_SHIFT, BLOCK)
             value = tl.where(code < 0, -value, value)
-            state = state + (tl.where((code == -128) & (each_word(word, BLOCK) < 0), float("nan"), value),)
+        if tl.min(word, 0) < 0:  # a block is marked
+            NAN: tl.constexpr = 255 if (RATES >> k) & 1 else -128
+            value = tl.where((code == NAN) & (each_of(word, BLOCK) < 0), float("nan"), value)
+        state = state + (value,)
     return state
 
 
 @triton.jit
 def store_states(
-    row, layouts, index, numel, state, noise, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
+    row, layouts, first, numel, state, noise, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States in 8-bit codes, rounded stochastically; RATES has a bit for each state that is a rate."""
-    words, block = words_at(row, index, STATES, BLOCK)
-    random = state_noise(noise, index)
+    if has_nan(state, STATES):
+        _store(row, layouts, first, numel, state, noise, True, MASKED, RATES, STATES, ALIGN, STRIDED, BLOCK)
+    else:
+        _store(row, layouts, first, numel, state, noise, False, MASKED, RATES, STATES, ALIGN, STRIDED, BLOCK)
+
+
+@triton.jit
+def has_nan(state, STATES: tl.constexpr):
+    """Whether any element has NaN for a state. Few blocks have; the others need not look at each."""
+    highest = state[0].to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    for k in tl.static_range(1, STATES):
+        highest = tl.maximum(highest, state[k].to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    return tl.max(highest, 0) > _INFINITY
+
+
+@triton.jit
+def _store(
+    row, layouts, first, numel, state, noise, NAN: tl.constexpr, MASKED: tl.constexpr, RATES: tl.constexpr,
+    STATES: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Without NAN, no element has NaN for a state."""
+    SOME: tl.constexpr = NAN or MASKED
+    index = first + tl.arange(0, BLOCK)
+    words = words_at(row, first, STATES, BLOCK)
+    random = state_noise(noise, first, BLOCK)
     for k in tl.static_range(STATES):
         bits = state[k].to(tl.int32, bitcast=True)
         magnitude = bits & 0x7FFFFFFF
         number = state[k] == state[k]
         counts = number & (index < numel)
         if (RATES >> k) & 1:
-            low, high = rate_range(magnitude, counts, BLOCK)
+            low, high = rate_range(magnitude, counts, SOME, BLOCK)
             word = _rate_word(low, high)
-            each = each_word(word, BLOCK)
-            step = each & 31
-            raised = bits - (each & -32) + (random >> (32 - step).to(tl.uint32)).to(tl.int32)
-            code = tl.where(number, raised >> step, 255).to(tl.uint8)
-            store(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), code, index < numel, MASKED)
+            step = each_of(word & 31, BLOCK)
+            raised = bits - each_of(word & -32, BLOCK) + (random >> (32 - step).to(tl.uint32)).to(tl.int32)
+            code = raised >> step
+            if NAN:
+                code = tl.where(number, code, 255)
+            store(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), code.to(tl.uint8), index < numel, MASKED)
         else:
-            word = tl.maximum(max_of_blocks(tl.where(counts, magnitude, 0), BLOCK), TINY_BITS)
-            x = tl.where(number, magnitude, 0).to(tl.float32, bitcast=True)
-            c = magnitude_codes(x, word, random, _SPAN, _MEAN_SHIFT, BLOCK)
-            code = tl.where(number, tl.where(bits < 0, -c, c), -128).to(tl.int8)
-            store(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), code, index < numel, MASKED)
-        tl.store(words + k, word | nan_mark(number, index, numel, BLOCK), mask=block * _CODES < numel)
+            word = tl.maximum(max_of_blocks(counted(magnitude, counts, SOME), BLOCK), TINY_BITS)
+            x = counted(magnitude, number, NAN).to(tl.float32, bitcast=True)
+            code = magnitude_codes(x, word, random, _SPAN, _MEAN_SHIFT, BLOCK)
+            code = tl.where(bits < 0, -code, code)
+            if NAN:
+                code = tl.where(number, code, -128)
+            store(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), code.to(tl.int8), index < numel, MASKED)
+        if NAN:
+            word = word | nan_mark(number, index, numel, BLOCK)
+        store_words(words + k, word, first, numel, MASKED, BLOCK)
 
 
 @triton.jit
-def max_of_blocks(x, BLOCK: tl.constexpr):
-    """The largest of each block's elements."""
-    return tl.max(tl.reshape(x, (BLOCK // _CODES, _CODES)), axis=1)
+def counted(x, counts, SOME: tl.constexpr):
+    """x, but 0 where an element does not count. Without SOME, all do."""
+    if SOME:
+        return tl.where(counts, x, 0)
+    else:
+        return x
 
 
 @triton.jit
@@ -100,7 +145,7 @@ def nan_mark(number, index, numel, BLOCK: tl.constexpr):
 def magnitude_codes(x, word, random, SPAN: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """Codes of magnitudes, for words that are the bits of their blocks' largest."""
     span = tl.full(word.shape, SPAN, tl.float32)
-    y = fma(x, each_word(divide(span, word.to(tl.float32, bitcast=True)), BLOCK), 1.0)
+    y = fma(x, each_of(divide(span, word.to(tl.float32, bitcast=True)), BLOCK), 1.0)
     return (y.to(tl.int32, bitcast=True) - 0x3F800000 + (random >> (32 - SHIFT)).to(tl.int32)) >> SHIFT
 
 
@@ -108,15 +153,15 @@ def magnitude_codes(x, word, random, SPAN: tl.constexpr, SHIFT: tl.constexpr, BL
 def magnitudes(code, word, SPAN: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """The magnitudes of `magnitude_codes`; words may be marked."""
     span = tl.full(word.shape, SPAN, tl.float32)
-    unit = each_word(divide((word & 0x7FFFFFFF).to(tl.float32, bitcast=True), span), BLOCK)
+    unit = each_of(divide((word & 0x7FFFFFFF).to(tl.float32, bitcast=True), span), BLOCK)
     return ((0x3F800000 + (code << SHIFT)).to(tl.float32, bitcast=True) - 1.0) * unit
 
 
 @triton.jit
-def rate_range(rates, counts, BLOCK: tl.constexpr):
+def rate_range(rates, counts, SOME: tl.constexpr, BLOCK: tl.constexpr):
     """The lowest and highest bits of each block's rates; where none counts, those of the least rate there is."""
-    high = tl.maximum(max_of_blocks(tl.where(counts, rates, 0), BLOCK), TINY_BITS)
-    low = 0x7FFFFFFF - max_of_blocks(tl.where(counts, 0x7FFFFFFF - rates, 0), BLOCK)
+    high = tl.maximum(max_of_blocks(counted(rates, counts, SOME), BLOCK), TINY_BITS)
+    low = 0x7FFFFFFF - max_of_blocks(counted(0x7FFFFFFF - rates, counts, SOME), BLOCK)
     return tl.minimum(low, high), high
 
 

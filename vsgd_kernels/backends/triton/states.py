@@ -17,10 +17,11 @@ from .noise import state_noise
 
 @triton.jit
 def load_fp32(
-    row, layouts, index, numel, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
+    row, layouts, first, numel, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States in arithmetic dtype."""
+    index = first + tl.arange(0, BLOCK)
     state = ()
     for k in tl.static_range(STATES):
         at = state_at(row, layouts, index, k, ARITHMETIC, ALIGN, STRIDED)
@@ -30,20 +31,22 @@ def load_fp32(
 
 @triton.jit
 def store_fp32(
-    row, layouts, index, numel, state, noise, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
+    row, layouts, first, numel, state, noise, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States in arithmetic dtype."""
+    index = first + tl.arange(0, BLOCK)
     for k in tl.static_range(STATES):
         store(state_at(row, layouts, index, k, ARITHMETIC, ALIGN, STRIDED), state[k], index < numel, MASKED)
 
 
 @triton.jit
 def load_bf16(
-    row, layouts, index, numel, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
+    row, layouts, first, numel, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States that are the upper half of a float32."""
+    index = first + tl.arange(0, BLOCK)
     state = ()
     for k in tl.static_range(STATES):
         stored = load(state_at(row, layouts, index, k, tl.bfloat16, ALIGN, STRIDED), index < numel, MASKED)
@@ -53,11 +56,12 @@ def load_bf16(
 
 @triton.jit
 def store_bf16(
-    row, layouts, index, numel, state, noise, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
+    row, layouts, first, numel, state, noise, MASKED: tl.constexpr, RATES: tl.constexpr, STATES: tl.constexpr,
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States that are the upper half of a float32, rounded stochastically."""
-    random = state_noise(noise, index) >> 16
+    index = first + tl.arange(0, BLOCK)
+    random = state_noise(noise, first, BLOCK) >> 16
     for k in tl.static_range(STATES):
         bits = state[k].to(tl.uint32, bitcast=True)
         code = tl.where(state[k] != state[k], 0x7FC0, (bits + random) >> 16)
