@@ -40,8 +40,14 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Blocks on a multiprocessor at least, which bounds a thread's registers: as many as come out with nothing spilled.
+template <class P, Format format, Path path>
+constexpr int kResident = sizeof(P) == 8          ? 3
+                          : path != Path::aligned ? 5
+                          : sizeof(P) == 2 || format == Format::packed16 ? 7 : 8;
+
 template <class Rule, class P, Format format, Path path>
-__global__ void __launch_bounds__(kThreads) step_kernel(const Step step) {
+__global__ void __launch_bounds__(kThreads, (kResident<P, format, path>)) step_kernel(const Step step) {
   step_warp<Rule, P, format, path>(step, blockIdx.x, threadIdx.x / kLanes);
 }
 

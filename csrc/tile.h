@@ -35,11 +35,48 @@ struct Tile {
   VSGD_FN Place<path> place(int lane) const { return Place<path>(row, layouts, first, lane); }
   VSGD_FN bool is_there(const Place<path>& at, int j) const { return kWhole || at.element(j) < row.numel; }
 
+  // States as they are in memory, and the block's words.
+  struct Raw {
+    Pack<S> stored[kStored<Rule, format>];
+    uint32_t word[Rule::states];
+  };
+
+  // All that is asked for before any of it is waited for: a branch, such as on a word's mark, keeps later loads back.
+  VSGD_FN Raw load_states(const Place<path>& at) const {
+    Raw raw;
+    VSGD_UNROLL for (int k = 0; k < kStored<Rule, format>; ++k)
+      raw.stored[k] = at.template load<kWhole, S>(row.state[k], kFirstState + k);
+    VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) raw.word[k] = blocks ? words[k] : 0u;
+    return raw;
+  }
+
+  // All states, one after the other; which of them is a rate is known when this is compiled.
+  template <int k = 0>
+  VSGD_FN void decode(const Raw& raw, Lane& own) const {
+    if constexpr (packed) {
+      const auto block = Packed<Rule::states>::of(raw.word);
+      const auto each = [&](const auto& read) {
+        VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+          float state[Rule::states];
+          read(raw.stored[0].at[j].bits, state);
+          VSGD_UNROLL for (int i = 0; i < Rule::states; ++i) own.state[i][j] = state[i];
+        }
+      };
+      if (block.marked) {
+        each([&](uint16_t code, float* state) { block.numbers_or_nan(code, state); });
+      } else {
+        each([&](uint16_t code, float* state) { block.numbers(code, state); });
+      }
+    } else if constexpr (k < Rule::states) {
+      decode_state<k>(raw.stored[k], raw.word[k], own.state[k]);
+      decode<k + 1>(raw, own);
+    }
+  }
   template <int k>
-  VSGD_FN void decode(const Pack<S>& stored, A* state) const {
+  VSGD_FN void decode_state(const Pack<S>& stored, uint32_t word, A* state) const {
     if constexpr (format == Format::q8) {
       constexpr bool rate = Rule::is_rate(k);
-      const Q8 block = Q8::of<rate>(words[k]);
+      const Q8 block = Q8::of<rate>(word);
       if (block.has_nan) {
         VSGD_UNROLL for (int j = 0; j < kEach; ++j) state[j] = block.template number_or_nan<rate>(stored.at[j]);
       } else {
@@ -53,77 +90,16 @@ struct Tile {
     }
   }
 
-  template <int k>
-  VSGD_FN void encode(const A* state, const uint32_t* random, uint32_t word, Pack<S>& stored) const {
-    if constexpr (format == Format::fp32) {
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = state[j];
-    } else if constexpr (format == Format::bf16) {
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = bf16_encode(state[j], random[j]);
-    } else {
-      constexpr bool rate = Rule::is_rate(k);
-      const Q8 block = Q8::of<rate>(word);
-      if (block.has_nan) {
-        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code_or_nan<rate>(state[j], random[j]);
-      } else {
-        VSGD_UNROLL for (int j = 0; j < kEach; ++j) stored.at[j] = block.template code<rate>(state[j], random[j]);
-      }
-    }
-  }
-
   // The bits that round an element's states.
   VSGD_FN uint32_t random_bits(const Place<path>& at, int j) const {
     return random_of(noise.start(first / kCodes, kStateNoise), at.element(j) - first);
   }
 
-  // All states, one after the other; which of them is a rate is known when this is compiled.
-  template <int k = 0>
-  VSGD_FN void load_states(const Place<path>& at, Lane& own) const {
-    if constexpr (packed) {
-      const auto stored = at.template load<kWhole, S>(row.state[0], kFirstState);
-      const auto block = Packed<Rule::states>::of(words);
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
-        float state[Rule::states];
-        if (block.marked) {
-          block.numbers_or_nan(stored.at[j].bits, state);
-        } else {
-          block.numbers(stored.at[j].bits, state);
-        }
-        VSGD_UNROLL for (int i = 0; i < Rule::states; ++i) own.state[i][j] = state[i];
-      }
-    } else if constexpr (k < Rule::states) {
-      decode<k>(at.template load<kWhole, S>(row.state[k], kFirstState + k), own.state[k]);
-      load_states<k + 1>(at, own);
-    }
-  }
-  template <int k = 0>
-  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* random, const uint32_t* word) const {
-    if constexpr (packed) {
-      Pack<S> stored;
-      const auto block = Packed<Rule::states>::of(word);
-      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
-        float state[Rule::states];
-        own.states_of(j, state);
-        stored.at[j].bits = block.marked ? block.code_or_nan(state, random[j]) : block.code(state, random[j]);
-      }
-      at.template store<kWhole>(row.state[0], kFirstState, stored);
-    } else if constexpr (k < Rule::states) {
-      Pack<S> stored;
-      encode<k>(own.state[k], random, word[k], stored);
-      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
-      store_states<k + 1>(at, own, random, word);
-    }
-  }
-
-  // The words of the block's new codes. NaN, of which few blocks have any, are looked for only where one has come up.
-  VSGD_FN void find_words(PerLane<Lane>& lanes, uint32_t* word) const {
-    if (find_words<false>(lanes, word) <= kInfinity) return;
-    if constexpr (packed) each_lane([&](int lane) { spread_nan(lanes[lane]); });
-    find_words<true>(lanes, word);
-  }
-  // As if there were no NaN, or as they are. Returns the largest bits of a number.
+  // Finds the words of the block's new codes, and stores both. Few blocks have NaN: without `nan` they are not looked for,
+  // and false is returned, and nothing stored, where one comes up.
   template <bool nan>
-  VSGD_FN uint32_t find_words(PerLane<Lane>& lanes, uint32_t* word) const {
-    uint32_t high = 0;
+  VSGD_FN bool store_block(PerLane<Lane>& lanes) const {
+    uint32_t word[Rule::states], high = 0;
     Range range[Rule::states];
     VSGD_UNROLL for (int k = packed; k < Rule::states; ++k) {
       range[k] = range_of<nan>(lanes, [&](const Lane& own, const Place<path>&, int j) { return own.state[k][j]; });
@@ -137,18 +113,25 @@ struct Tile {
         own.states_of(j, state);
         return rates.in_units(state, random_bits(at, j));
       });
-      word[0] = q8_word<false>(range[0]);
-      return larger(high, range[0].high);
-    } else {
-      q8_words(range, word);
-      return high;
+      high = larger(high, range[0].high);
     }
+    if (!nan && high > kInfinity) return false;
+    find_words(range, word);
+    // Every lane has read the old words: the exchange of ranges came after that.
+    each_lane([&](int lane) {
+      VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
+        if (lane == k) words[k] = word[k];
+    });
+    each_lane([&](int lane) { store_states<nan>(place(lane), lanes[lane], word); });
+    return true;
   }
   template <int k = 0>
-  VSGD_FN void q8_words(const Range* range, uint32_t* word) const {
-    if constexpr (k < Rule::states) {
+  VSGD_FN void find_words(const Range* range, uint32_t* word) const {
+    if constexpr (packed) {
+      word[0] = q8_word<false>(range[0]);
+    } else if constexpr (k < Rule::states) {
       word[k] = q8_word<Rule::is_rate(k)>(range[k]);
-      q8_words<k + 1>(range, word);
+      find_words<k + 1>(range, word);
     }
   }
   // The range of a number of each of the block's elements.
@@ -170,6 +153,40 @@ struct Tile {
       own.states_of(j, state);
       if (has_nan<Rule::states>(state))
         VSGD_UNROLL for (int k = 0; k < Rule::states; ++k) own.state[k][j] = bit_cast<float>(kNan);
+    }
+  }
+
+  // nan: whether any can be NaN.
+  template <bool nan, int k = 0>
+  VSGD_FN void store_states(const Place<path>& at, const Lane& own, const uint32_t* word) const {
+    if constexpr (packed) {
+      Pack<S> stored;
+      const auto block = Packed<Rule::states>::of(word);
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
+        float state[Rule::states];
+        own.states_of(j, state);
+        const uint32_t random = random_bits(at, j);
+        stored.at[j].bits = nan ? block.code_or_nan(state, random) : block.code(state, random);
+      }
+      at.template store<kWhole>(row.state[0], kFirstState, stored);
+    } else if constexpr (k < Rule::states) {
+      Pack<S> stored;
+      VSGD_UNROLL for (int j = 0; j < kEach; ++j)
+        stored.at[j] = encode<nan, k>(own.state[k][j], blocks ? word[k] : 0u, [&] { return random_bits(at, j); });
+      at.template store<kWhole>(row.state[k], kFirstState + k, stored);
+      store_states<nan, k + 1>(at, own, word);
+    }
+  }
+  template <bool nan, int k, class Random>
+  VSGD_FN S encode(A state, uint32_t word, const Random& random) const {
+    if constexpr (format == Format::fp32) {
+      return state;
+    } else if constexpr (format == Format::bf16) {
+      return bf16_encode(state, random());
+    } else {
+      constexpr bool rate = Rule::is_rate(k);
+      const Q8 block = Q8::of<rate>(word);
+      return nan ? block.template code_or_nan<rate>(state, random()) : block.template code<rate>(state, random());
     }
   }
 
@@ -205,9 +222,10 @@ struct Tile {
     [[maybe_unused]] Pack<A> variance{};
     if constexpr (Rule::samples) variance = at.template load<kWhole, A>(row.variance, kFirstState + kStored<Rule, format>);
     [[maybe_unused]] Four four;  // words of the lane's four elements, or of one among others
+    const Raw raw = load_states(at);
     int32_t low[kEach] = {};
     load_low(at, low);
-    load_states(at, own);
+    decode(raw, own);
     const uint32_t master_start = is_16_bit<P> ? noise.start(first / kCodes, kMasterNoise) : 0u;
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       A theta = load_param(&param.at[j], low[j]);
@@ -232,26 +250,16 @@ struct Tile {
 
   VSGD_FN void run() const {
     PerLane<Lane> lanes;
-    uint32_t word[Rule::states] = {};
     each_lane([&](int lane) {
       lanes[lane] = Lane();
       update(lane, lanes[lane]);
     });
-    if constexpr (blocks) {
-      find_words(lanes, word);
-      // Every lane has read the old words: the exchange of ranges came after that.
-      each_lane([&](int lane) {
-        VSGD_UNROLL for (int k = 0; k < Rule::states; ++k)
-          if (lane == k) words[k] = word[k];
-      });
+    if constexpr (!blocks) {
+      each_lane([&](int lane) { store_states<true>(place(lane), lanes[lane], nullptr); });
+    } else if (!store_block<false>(lanes)) {
+      if constexpr (packed) each_lane([&](int lane) { spread_nan(lanes[lane]); });
+      store_block<true>(lanes);
     }
-    each_lane([&](int lane) {
-      const Place<path> at = place(lane);
-      uint32_t random[kEach] = {};
-      if constexpr (format != Format::fp32)
-        VSGD_UNROLL for (int j = 0; j < kEach; ++j) random[j] = random_bits(at, j);
-      store_states(at, lanes[lane], random, word);
-    });
   }
 };
 

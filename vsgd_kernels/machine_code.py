@@ -124,7 +124,8 @@ def _compile(rule: Rule, path: device.Path, arch: str) -> Any:
 def _entries(compiled: Any, arch: str) -> Iterator[dict[str, Any]]:
     if arch.startswith("sm_"):
         assembly, usage = disassemble(compiled.asm["cubin"])
-        registers, local = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "LOCAL"))
+        registers, stack, local = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "LOCAL"))
+        local += stack  # where spilled registers are
         accesses = sass_accesses(assembly)
     else:
         assembly = compiled.asm["amdgcn"]

@@ -15,7 +15,6 @@ class CudaBackend(DeviceBackend):
     """The C++ kernels' rules and formats, compiled by nvcc."""
 
     name = "cuda"
-    chunk = 4096
     #: Whether tensors on the CPU are stepped by the same blocks, run on the host one after the other: for tests.
     on_host = False
 

@@ -52,7 +52,7 @@ class DeviceBackend(ABC):
         chunk: elements that a program steps.
     """
 
-    chunk: int
+    chunk = 1024
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Prepared:
         """Builds the tables on the device."""

@@ -21,7 +21,6 @@ class TritonBackend(DeviceBackend):
     """``kernel.py`` compiled for the GPU at its first launch. Triton is imported no earlier than that."""
 
     name = "triton"
-    chunk = 1024
 
     @property
     def device_types(self) -> tuple[str, ...] | None:

@@ -21,6 +21,7 @@ PARAM, LOW, STEP, NUMEL, GROUP, LAYOUT, BLOCKS, KEY, SEED, PLACE, VARIANCE, STAT
 @triton.jit
 def entry(at):
     """An entry of a table: unlike a tensor's elements, many programs read it."""
+    # Addresses are read anew for each block: kept from block to block, they take the registers of eight warps.
     return tl.load(at, eviction_policy="evict_last")
 
 

@@ -100,16 +100,16 @@ def step_kernel(
     noise = noise_of(row, t)
     numel = entry(row + access.NUMEL)
     start = (program - entry(first_chunk + tensor)) * CHUNK
-    for i in range(CHUNK // BLOCK):
-        first = start + i * BLOCK
-        if first + BLOCK <= numel:
-            _block(row, gradient, layouts, first, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE,
-                   STATES, STORED, RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED,
-                   BLOCK)  # fmt: skip
-        elif first < numel:
-            _block(row, gradient, layouts, first, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE,
-                   STATES, STORED, RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED,
-                   BLOCK)  # fmt: skip
+    end = tl.minimum(start + CHUNK, numel)
+    # Apart, so that the one path's registers do not add to the other's.
+    for i in range((end - start) // BLOCK):
+        _block(row, gradient, layouts, start + i * BLOCK, numel, s, t, factor, noise, False, UPDATE, LOAD, STORE,
+               STATES, STORED, RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED,
+               BLOCK)  # fmt: skip
+    if (end - start) % BLOCK != 0:
+        _block(row, gradient, layouts, end // BLOCK * BLOCK, numel, s, t, factor, noise, True, UPDATE, LOAD, STORE,
+               STATES, STORED, RATES, DRAWS, SAMPLES, EXTRA, PARAM, ARITHMETIC, TINY, BIG, ALIGN, STRIDED,
+               BLOCK)  # fmt: skip
 
 
 @triton.jit

@@ -7,18 +7,18 @@ import triton.language as tl
 
 from ...packed16 import MEAN_BITS, MOST_RATE, SPANS
 from .access import load, state_at, store
-from .blocks import each_of, max_of_blocks
+from .blocks import each_of
 from .noise import state_noise
 from .q8 import (
     TINY_BITS,
     bit_length,
-    counted,
     has_nan,
+    highest,
     highest_code,
     load_words,
     magnitude_codes,
     magnitudes,
-    nan_mark,
+    marked,
     rate_range,
     store_words,
     words_at,
@@ -77,33 +77,21 @@ def store_states(
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All states of an element in 16 bits, rounded stochastically."""
-    if has_nan(state, STATES):
-        _store(row, layouts, first, numel, state, noise, True, MASKED, STATES, ALIGN, STRIDED, BLOCK)
-    else:
-        _store(row, layouts, first, numel, state, noise, False, MASKED, STATES, ALIGN, STRIDED, BLOCK)
-
-
-@triton.jit
-def _store(
-    row, layouts, first, numel, state, noise, NAN: tl.constexpr, MASKED: tl.constexpr, STATES: tl.constexpr,
-    ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Without NAN, no element has NaN for a state."""
     MEAN: tl.constexpr = 5 if STATES == 3 else 7
-    SOME: tl.constexpr = NAN or MASKED
     index = first + tl.arange(0, BLOCK)
+    there = index < numel
     words = words_at(row, first, STATES, BLOCK)
     random = state_noise(noise, first, BLOCK)
+    nan = has_nan(state, STATES)
     number = state[0] == state[0]
     for k in tl.static_range(1, STATES):
         number = number & (state[k] == state[k])
-    counts = number & (index < numel)
     mean_bits = state[0].to(tl.int32, bitcast=True)
     rates = state[1].to(tl.int32, bitcast=True)
     others = state[STATES - 1].to(tl.int32, bitcast=True)
 
-    low, high = _kept_range(rates, counts, SOME, BLOCK)
-    other_low, other_high = _kept_range(others, counts, SOME, BLOCK)
+    low, high = _kept_range(rates, number, there, nan, MASKED, BLOCK)
+    other_low, other_high = _kept_range(others, number, there, nan, MASKED, BLOCK)
     step = _step(low, high, other_low, other_high, STATES)
     base = (low >> step) << step
     store_words(words + 1, base | step, first, numel, MASKED, BLOCK)
@@ -121,22 +109,20 @@ def _store(
 
     per_root_scale = ((190 - ((bases + (code << steps)) >> 24)) << 23).to(tl.float32, bitcast=True)
     in_units = (mean_bits & 0x7FFFFFFF).to(tl.float32, bitcast=True) * per_root_scale
-    largest = max_of_blocks(counted(in_units.to(tl.int32, bitcast=True), counts, SOME), BLOCK)
+    largest = highest(in_units.to(tl.int32, bitcast=True), number, there, nan, MASKED, BLOCK)
     largest = tl.maximum(largest, TINY_BITS)
     SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
     # By bits that did not round the rate, which decides on the mean's units.
     code = magnitude_codes(in_units, largest, random << 16, SPAN, 25 - MEAN, BLOCK)
     packed = packed | (tl.where(mean_bits < 0, -code, code) & ((1 << MEAN) - 1))
-    if NAN:
-        packed = tl.where(number, packed, 1 << (MEAN - 1))
-        largest = largest | nan_mark(number, index, numel, BLOCK)
+    packed, largest = marked(packed, largest, 1 << (MEAN - 1), number, there, nan, MASKED, BLOCK)
     store_words(words, largest, first, numel, MASKED, BLOCK)
-    store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed.to(tl.int16), index < numel, MASKED)
+    store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed.to(tl.int16), there, MASKED)
 
 
 @triton.jit
-def _kept_range(rates, counts, SOME: tl.constexpr, BLOCK: tl.constexpr):
-    low, high = rate_range(rates, counts, SOME, BLOCK)
+def _kept_range(rates, number, there, nan, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    low, high = rate_range(rates, number, there, nan, MASKED, BLOCK)
     return tl.minimum(low, _MOST_RATE), tl.minimum(high, _MOST_RATE)
 
 

@@ -50,20 +50,26 @@ def load_states(
     """States in 8-bit codes; RATES has a bit for each state that is a rate."""
     index = first + tl.arange(0, BLOCK)
     words = words_at(row, first, STATES, BLOCK)
+    # All that is asked for before any of it is waited for: the branches below would keep later loads back.
+    codes = ()
+    word = ()
+    for k in tl.static_range(STATES):
+        at = state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED)
+        codes = codes + (load(at, index < numel, MASKED),)
+        word = word + (load_words(words + k, first, numel, TINY_BITS + 5, MASKED, BLOCK),)
     state = ()
     for k in tl.static_range(STATES):
-        word = load_words(words + k, first, numel, TINY_BITS + 5, MASKED, BLOCK)
         if (RATES >> k) & 1:
-            code = load(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
-            bits = each_of(word & 0x7FFFFFE0, BLOCK) + (code << each_of(word & 31, BLOCK))
+            code = codes[k].to(tl.int32)
+            bits = each_of(word[k] & 0x7FFFFFE0, BLOCK) + (code << each_of(word[k] & 31, BLOCK))
             value = bits.to(tl.float32, bitcast=True)
         else:
-            code = load(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), index < numel, MASKED).to(tl.int32)
-            value = magnitudes(tl.abs(code), word, _SPAN, _MEAN_SHIFT, BLOCK)
+            code = codes[k].to(tl.int8, bitcast=True).to(tl.int32)
+            value = magnitudes(tl.abs(code), word[k], _SPAN, _MEAN_SHIFT, BLOCK)
             value = tl.where(code < 0, -value, value)
-        if tl.min(word, 0) < 0:  # a block is marked
-            NAN: tl.constexpr = 255 if (RATES >> k) & 1 else -128
-            value = tl.where((code == NAN) & (each_of(word, BLOCK) < 0), float("nan"), value)
+        if tl.min(word[k], 0) < 0:  # a block is marked
+            is_nan = (codes[k] == (255 if (RATES >> k) & 1 else 128)) & (each_of(word[k], BLOCK) < 0)
+            value = tl.where(is_nan, float("nan"), value)
         state = state + (value,)
     return state
 
@@ -74,71 +80,62 @@ def store_states(
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """States in 8-bit codes, rounded stochastically; RATES has a bit for each state that is a rate."""
-    if has_nan(state, STATES):
-        _store(row, layouts, first, numel, state, noise, True, MASKED, RATES, STATES, ALIGN, STRIDED, BLOCK)
-    else:
-        _store(row, layouts, first, numel, state, noise, False, MASKED, RATES, STATES, ALIGN, STRIDED, BLOCK)
+    index = first + tl.arange(0, BLOCK)
+    there = index < numel
+    words = words_at(row, first, STATES, BLOCK)
+    random = state_noise(noise, first, BLOCK)
+    nan = has_nan(state, STATES)
+    for k in tl.static_range(STATES):
+        bits = state[k].to(tl.int32, bitcast=True)
+        number = state[k] == state[k]
+        if (RATES >> k) & 1:
+            low, high = rate_range(bits & 0x7FFFFFFF, number, there, nan, MASKED, BLOCK)
+            word = _rate_word(low, high)
+            step = each_of(word & 31, BLOCK)
+            code = bits - each_of(word & -32, BLOCK) + (random >> (32 - step).to(tl.uint32)).to(tl.int32) >> step
+        else:
+            magnitude = bits & 0x7FFFFFFF
+            word = tl.maximum(highest(magnitude, number, there, nan, MASKED, BLOCK), TINY_BITS)
+            code = magnitude_codes(magnitude.to(tl.float32, bitcast=True), word, random, _SPAN, _MEAN_SHIFT, BLOCK)
+            code = tl.where(bits < 0, -code, code)
+        code, word = marked(code, word, 255 if (RATES >> k) & 1 else 128, number, there, nan, MASKED, BLOCK)
+        at = state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED)
+        store(at, code.to(tl.uint8), there, MASKED)
+        store_words(words + k, word, first, numel, MASKED, BLOCK)
 
 
 @triton.jit
 def has_nan(state, STATES: tl.constexpr):
     """Whether any element has NaN for a state. Few blocks have; the others need not look at each."""
-    highest = state[0].to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    most = state[0].to(tl.int32, bitcast=True) & 0x7FFFFFFF
     for k in tl.static_range(1, STATES):
-        highest = tl.maximum(highest, state[k].to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    return tl.max(highest, 0) > _INFINITY
+        most = tl.maximum(most, state[k].to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    return tl.max(most, 0) > _INFINITY
 
 
+# A tail is treated as if it had NaN: a branch there costs 60 registers.
 @triton.jit
-def _store(
-    row, layouts, first, numel, state, noise, NAN: tl.constexpr, MASKED: tl.constexpr, RATES: tl.constexpr,
-    STATES: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Without NAN, no element has NaN for a state."""
-    SOME: tl.constexpr = NAN or MASKED
-    index = first + tl.arange(0, BLOCK)
-    words = words_at(row, first, STATES, BLOCK)
-    random = state_noise(noise, first, BLOCK)
-    for k in tl.static_range(STATES):
-        bits = state[k].to(tl.int32, bitcast=True)
-        magnitude = bits & 0x7FFFFFFF
-        number = state[k] == state[k]
-        counts = number & (index < numel)
-        if (RATES >> k) & 1:
-            low, high = rate_range(magnitude, counts, SOME, BLOCK)
-            word = _rate_word(low, high)
-            step = each_of(word & 31, BLOCK)
-            raised = bits - each_of(word & -32, BLOCK) + (random >> (32 - step).to(tl.uint32)).to(tl.int32)
-            code = raised >> step
-            if NAN:
-                code = tl.where(number, code, 255)
-            store(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), code.to(tl.uint8), index < numel, MASKED)
-        else:
-            word = tl.maximum(max_of_blocks(counted(magnitude, counts, SOME), BLOCK), TINY_BITS)
-            x = counted(magnitude, number, NAN).to(tl.float32, bitcast=True)
-            code = magnitude_codes(x, word, random, _SPAN, _MEAN_SHIFT, BLOCK)
-            code = tl.where(bits < 0, -code, code)
-            if NAN:
-                code = tl.where(number, code, -128)
-            store(state_at(row, layouts, index, k, tl.int8, ALIGN, STRIDED), code.to(tl.int8), index < numel, MASKED)
-        if NAN:
-            word = word | nan_mark(number, index, numel, BLOCK)
-        store_words(words + k, word, first, numel, MASKED, BLOCK)
-
-
-@triton.jit
-def counted(x, counts, SOME: tl.constexpr):
-    """x, but 0 where an element does not count. Without SOME, all do."""
-    if SOME:
-        return tl.where(counts, x, 0)
+def highest(x, number, there, nan, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest x of each block's elements that are there and, if there are `nan`, are numbers; at least 0."""
+    if MASKED:
+        most = max_of_blocks(tl.where(number & there, x, 0), BLOCK)
+    elif nan:
+        most = max_of_blocks(tl.where(number, x, 0), BLOCK)
     else:
-        return x
+        most = max_of_blocks(x, BLOCK)
+    return most
 
 
 @triton.jit
-def nan_mark(number, index, numel, BLOCK: tl.constexpr):
-    """The sign bit for blocks not all of whose elements are numbers."""
-    return max_of_blocks(tl.where(number | (index >= numel), 0, 1), BLOCK) << 31
+def marked(code, word, NAN: tl.constexpr, number, there, nan, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """Codes with NAN for what is no number, and the words of blocks that have such codes with their sign bits set."""
+    if MASKED:
+        code = tl.where(number, code, NAN)
+        word = word | (max_of_blocks(tl.where(there & (number == 0), 1, 0), BLOCK) << 31)
+    elif nan:
+        code = tl.where(number, code, NAN)
+        word = word | (max_of_blocks(tl.where(number, 0, 1), BLOCK) << 31)
+    return code, word
 
 
 @triton.jit
@@ -158,10 +155,10 @@ def magnitudes(code, word, SPAN: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def rate_range(rates, counts, SOME: tl.constexpr, BLOCK: tl.constexpr):
+def rate_range(rates, number, there, nan, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     """The lowest and highest bits of each block's rates; where none counts, those of the least rate there is."""
-    high = tl.maximum(max_of_blocks(counted(rates, counts, SOME), BLOCK), TINY_BITS)
-    low = 0x7FFFFFFF - max_of_blocks(counted(0x7FFFFFFF - rates, counts, SOME), BLOCK)
+    high = tl.maximum(highest(rates, number, there, nan, MASKED, BLOCK), TINY_BITS)
+    low = 0x7FFFFFFF - highest(0x7FFFFFFF - rates, number, there, nan, MASKED, BLOCK)
     return tl.minimum(low, high), high
 
 
