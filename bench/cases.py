@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import chain, pairwise
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,8 +97,8 @@ def _fused(params: Params) -> torch.optim.Optimizer:
     return vsgd_kernels.VSGD(params, lr=1e-2)
 
 
-def _coded(state_format: str, backend: str | None = None) -> Callable[[Params], torch.optim.Optimizer]:
-    return lambda params: vsgd_kernels.VSGD(params, lr=1e-2, state_format=state_format, backend=backend)
+def _coded(state_format: str) -> Callable[[Params], torch.optim.Optimizer]:
+    return lambda params: vsgd_kernels.VSGD(params, lr=1e-2, state_format=state_format)
 
 
 def _pytorch_optimizer(params: Params) -> torch.optim.Optimizer:
@@ -126,14 +126,25 @@ if find_spec("pytorch_optimizer"):
     OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, _VSGD_BYTES, slow=True)
 
 
+def _on(backend: str, rule: type[Any] = vsgd_kernels.VSGD, state_format: str = "fp32") -> Callable[..., Any]:
+    return lambda params: rule(params, lr=1e-2, state_format=state_format, backend=backend)
+
+
 #: And what steps it there.
 GPU_OPTIMIZERS: dict[str, Entry] = {
-    "vsgd (triton)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="triton"), _VSGD_BYTES),
-    "vsgd (cuda)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="cuda"), _VSGD_BYTES),
-    "vsgd (triton, bf16)": Entry(_coded("bf16", "triton"), _VSGD_BF16_BYTES),
-    "vsgd (triton, q8)": Entry(_coded("q8", "triton"), _VSGD_Q8_BYTES),
-    "vsgd (cuda, q8)": Entry(_coded("q8", "cuda"), _VSGD_Q8_BYTES),
-    "vsgd (triton, packed16)": Entry(_coded("packed16", "triton"), _VSGD_PACKED16_BYTES),
+    **{f"vsgd ({backend})": Entry(_on(backend), _VSGD_BYTES) for backend in ("triton", "cuda")},
+    **{
+        f"vsgd ({backend}, {state_format})": Entry(_on(backend, state_format=state_format), limit)
+        for state_format, limit in (
+            ("bf16", _VSGD_BF16_BYTES),
+            ("q8", _VSGD_Q8_BYTES),
+            ("packed16", _VSGD_PACKED16_BYTES),
+        )
+        for backend in ("triton", "cuda")
+    },
+    "constantvsgd (triton)": Entry(_on("triton", vsgd_kernels.ConstantVSGD), _ADAMW_BYTES),
+    "samplevsgd (triton)": Entry(_on("triton", vsgd_kernels.SampleVSGD), _VSGD_BYTES + 4),
+    "stochgradadam (triton)": Entry(_on("triton", vsgd_kernels.StochGradAdam), _ADAMW_BYTES),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }
 

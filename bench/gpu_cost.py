@@ -53,8 +53,7 @@ def copy_bandwidth(numel: int = 2**30) -> float:
 def device_ms(work: Callable[[], object], times: int) -> float:
     """The median time that the device takes for what one call gives it to do; the host's time is not in it.
 
-    Each call is queued behind a wait that lasts longer than the host takes for it. (A thousand kernels fit the queue:
-    where a call launches more, the device waits for the host after all.)
+    Each call is queued behind a wait that lasts longer than the host takes for it. A thousand kernels fit the queue.
     """
     wait = int(2.0 * host_us(work, WARMUP, before=torch.cuda.synchronize) * CYCLES_PER_US)
     return statistics.median(_queued(work, wait) for _ in range(times))
@@ -106,14 +105,14 @@ def measure(case: str, name: str, entry: Entry) -> Row:
     numel, step = count(GPU_CASES[case]), entry.make(params).step
     times = SLOW_STEPS if entry.slow else STEPS
     step()
-    ms = device_ms(step, times)
+    ms = None if entry.slow else device_ms(step, times)  # what is slow launches more kernels than fit the queue
     return {
         "case": case,
         "optimizer": name,
         "parameters": numel,
         "tensors": len(params),
         "device_ms": ms,
-        "gb_per_s": entry.bytes_per_parameter * numel / ms / 1e6,
+        "gb_per_s": ms and entry.bytes_per_parameter * numel / ms / 1e6,
         "step_ms": step_ms(step, times),
         "host_us": host_us(step, times, before=torch.cuda.synchronize),  # the device has nothing to do
         "launches": len(kernels(step)),
@@ -138,5 +137,6 @@ def measure_all(deadline: float) -> tuple[list[Row], list[str]]:
     for row in rows:
         baseline = baselines.get(row["case"])
         for key in ("device", "step"):
-            row[f"{key}_ratio"] = row[f"{key}_ms"] / baseline[f"{key}_ms"] if baseline else None
+            ms = row[f"{key}_ms"]
+            row[f"{key}_ratio"] = ms / baseline[f"{key}_ms"] if baseline and ms else None
     return rows, left_out

@@ -42,16 +42,16 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"{env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, torch {env['torch']}, triton {env['triton']}, "
         f"{env['cpu']}; float32 parameters. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. "
-        "device ms is the time that the device takes for a `step()` that the host has queued before, and GB/s are the "
-        "bytes of the byte limit in that time; step ms is that of one step among many with nothing between them, where "
-        "the device may wait for the host; host µs is how long one keeps the host; peak MiB is what it allocates in "
-        "passing.",
+        "device ms is the time that the device takes for a `step()` that the host has queued before (not measured "
+        "where its kernels are too many for the queue), and GB/s are the bytes of the byte limit in that time; step ms is "
+        "that of one step among many with nothing between them, where the device may wait for the host; host µs is how "
+        "long one keeps the host; peak MiB is what it allocates in passing.",
         "",
         "| " + " | ".join(COLUMNS.values()) + " |",
         "|" + "---|" * len(COLUMNS),
     ]
     for row in results["rows"]:
-        shown = {**row, "of_copy": row["gb_per_s"] / env["copy_gb_per_s"]}
+        shown = {**row, "of_copy": row["gb_per_s"] and row["gb_per_s"] / env["copy_gb_per_s"]}
         cells = ("-" if shown[key] is None else format(shown[key], FORMATS.get(key, "")) for key in COLUMNS)
         lines.append("| " + " | ".join(cells) + " |")
     if results["left_out"]:
