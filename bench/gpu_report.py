@@ -43,9 +43,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"{env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, torch {env['torch']}, triton {env['triton']}, "
         f"{env['cpu']}; float32 parameters. A copy within the device reaches {env['copy_gb_per_s']:.0f} GB/s. "
         "device ms is the time that the device takes for a `step()` that the host has queued before (not measured "
-        "where its kernels are too many for the queue), and GB/s are the bytes of the byte limit in that time; step ms is "
-        "that of one step among many with nothing between them, where the device may wait for the host; host µs is how "
-        "long one keeps the host; peak MiB is what it allocates in passing.",
+        "where its kernels are too many for the queue), and GB/s are the bytes of the byte limit in that time; step ms "
+        "is that of one step among many with nothing between them, where the device may wait for the host; host µs is "
+        "how long one keeps the host; peak MiB is what it allocates in passing.",
         "",
         "| " + " | ".join(COLUMNS.values()) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -59,28 +59,59 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: The README's table: cases, and what stands beside the baseline.
+SUMMARY_CASES = {
+    "gpt-1.3b": "transformer, 1.3B",
+    "gpt2-124m": "GPT-2, 124M",
+    "resnet50": "ResNet-50, 26M",
+    "vgg16": "VGG16, 15M",
+    "1gib": "one tensor of 268M",
+}
+SUMMARY_OPTIMIZERS = {
+    "vsgd (triton)": "VSGD",
+    "vsgd (triton, bf16)": "bf16 states",
+    "vsgd (triton, q8)": "q8 states",
+    "vsgd (triton, packed16)": "packed16 states",
+}
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The README's table: device times, and their ratios to the baseline's beside the byte limits."""
+    rows = {(row["case"], row["optimizer"]): row for row in results["rows"]}
+    limits = (rows[next(iter(SUMMARY_CASES)), name]["byte_limit_ratio"] for name in SUMMARY_OPTIMIZERS)
+    heads = (f"{title} (limit {limit:.3f})" for title, limit in zip(SUMMARY_OPTIMIZERS.values(), limits, strict=True))
+    lines = [f"| shapes | AdamW fused | {' | '.join(heads)} |", "|" + "---|" * (2 + len(SUMMARY_OPTIMIZERS))]
+    for case, title in SUMMARY_CASES.items():
+        own = (rows[case, name] for name in SUMMARY_OPTIMIZERS)
+        cells = (f"{row['device_ms']:.2f} ms, **{row['device_ratio']:.2f}**" for row in own)
+        lines.append(f"| {title} | {rows[case, BASELINE]['device_ms']:.2f} ms | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars: time over the baseline's for each case and optimizer, on a logarithmic axis."""
+    """Bars: device time over the baseline's for each case of large tensors and each optimizer, and its byte limit."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in results["rows"] if row["device_ratio"] is not None]
+    rows = [row for row in results["rows"] if row["device_ratio"] is not None and row["parameters"] >= 10**7]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["optimizer"] for row in rows))
-    figure, axes = plt.subplots(figsize=(10, 4.5))
-    width = 0.8 / len(names)
+    figure, axes = plt.subplots(figsize=(12, 5))
+    width = 0.85 / len(names)
     for i, name in enumerate(names):
-        ratios = {row["case"]: row["device_ratio"] for row in rows if row["optimizer"] == name}
-        at = [cases.index(case) + (i - (len(names) - 1) / 2) * width for case in ratios]
-        axes.bar(at, list(ratios.values()), width, label=name)
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.axhline(9 / 7, color="black", linewidth=0.8, linestyle=":", label="VSGD's byte limit")
-    axes.set_yscale("log")
+        own = {row["case"]: row for row in rows if row["optimizer"] == name}
+        at = [cases.index(case) + (i - (len(names) - 1) / 2) * width for case in own]
+        ratios = [row["device_ratio"] for row in own.values()]
+        axes.bar(at, ratios, 0.9 * width, label=name, color=plt.get_cmap("tab20")(i))
+        limits = [row["byte_limit_ratio"] for row in own.values()]
+        axes.hlines(limits, [x - width / 2 for x in at], [x + width / 2 for x in at], color="black", linewidth=1.2)
+    axes.hlines([], [], [], color="black", label="byte limit")
     axes.set_xticks(range(len(cases)), cases)
     axes.set_ylabel(f"device time / {BASELINE}")
-    axes.set_title(f"One step, float32, {results['environment']['gpu']}")
-    axes.legend(ncols=3, fontsize="small")
+    axes.set_title(f"One step, float32 parameters, {results['environment']['gpu']}")
+    axes.legend(ncols=7, fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.07), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def write(results: dict[str, Any], folder: Path) -> None:

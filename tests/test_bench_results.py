@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bench import cases, comparison, models, results
+from bench import cases, comparison, gpu_report, models, results
 
 
 def fabricated(metric="accuracy", **values):
@@ -68,6 +68,13 @@ def test_table_names_the_edge_of_the_grid_and_what_diverged():
 
 def test_page_is_made_from_the_committed_files():
     assert results.PAGE.read_text() == results.page()
+
+
+def test_gpu_tables_are_made_from_the_committed_file():
+    name = results.RESULTS / "gpu_nvidia_h100_80gb_hbm3"
+    measured = json.loads(name.with_suffix(".json").read_text())
+    assert name.with_suffix(".md").read_text() == gpu_report.markdown(measured)
+    assert gpu_report.summary(measured) in (results.RESULTS.parent.parent / "README.md").read_text()
 
 
 def test_committed_results_are_of_the_committed_configurations():

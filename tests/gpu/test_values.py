@@ -71,8 +71,9 @@ def test_formats_give_the_same_bits(case, dtype, style, masters, generator):
 def test_more_elements_than_32_bits_count(case, backend, generator):
     """Both ends of a bf16 tensor of more than 2^31 elements, against a small tensor of the same elements."""
     torch.cuda.empty_cache()
-    if torch.cuda.mem_get_info()[0] < 50 * 2**30:
-        pytest.skip("needs 50 GiB of free GPU memory")
+    gib = 70 if case.optimizer.rule.samples else 50
+    if torch.cuda.mem_get_info()[0] < gib * 2**30:
+        pytest.skip(f"needs {gib} GiB of free GPU memory")
     n, end = 2**31 + 4099, 1000
     small = on_gpu([torch.randn(2 * end, generator=generator).bfloat16()])
     big = [torch.nn.Parameter(torch.zeros(n, dtype=torch.bfloat16, device="cuda"))]
