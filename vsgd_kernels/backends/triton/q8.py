@@ -92,7 +92,8 @@ def store_states(
             low, high = rate_range(bits & 0x7FFFFFFF, number, there, nan, MASKED, BLOCK)
             word = _rate_word(low, high)
             step = each_of(word & 31, BLOCK)
-            code = bits - each_of(word & -32, BLOCK) + (random >> (32 - step).to(tl.uint32)).to(tl.int32) >> step
+            raised = bits - each_of(word & -32, BLOCK) + (random >> (32 - step).to(tl.uint32)).to(tl.int32)
+            code = raised >> step
         else:
             magnitude = bits & 0x7FFFFFFF
             word = tl.maximum(highest(magnitude, number, there, nan, MASKED, BLOCK), TINY_BITS)
