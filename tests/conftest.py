@@ -70,6 +70,19 @@ def fma_of_the_interpreter():
         interpreter.InterpreterBuilder.create_fma = create_fma
 
 
+@pytest.fixture(scope="session", autouse=True)
+def range_of_the_interpreter():
+    """Older versions of Triton's interpreter cannot count to a number that was computed, with numpy from 2.4 on."""
+    if interpreted():
+        patch_tensor = interpreter._patch_lang_tensor
+
+        def patch(tensor, scope):
+            patch_tensor(tensor, scope)
+            scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+        interpreter._patch_lang_tensor = patch
+
+
 @pytest.fixture(params=["cpp", "eager", *([] if torch.cuda.is_available() else ["triton", "cuda"])])
 def backend(request):
     """The name of each backend that runs on the CPU. The suite fails, and does not skip, where one was not built."""

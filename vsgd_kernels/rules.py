@@ -5,6 +5,7 @@ The per-element equations of a rule stand in ``reference.py`` (torch) and ``csrc
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,8 +58,8 @@ def kept_share(t: float, tau: float, dtype: torch.dtype) -> float:
 
     What is new has the weight of 1 minus that, so that a rate whose gradients stay as they are does not drift.
     """
-    kept: float = torch.tensor(1.0 - t**-tau, dtype=dtype, device="cpu").item()
-    return kept
+    kept = 1.0 - t**-tau
+    return kept if dtype == torch.float64 else ctypes.c_float(kept).value
 
 
 class VsgdScalars(NamedTuple):

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ..batch import Batch
 
+#: that float32 counts one by one
+MOST_STEPS = 2**24
+
 
 class HostScalars:
     """Counts the steps of a batch, and computes each step's scalars once for all tensors that share group and count.
@@ -27,21 +30,21 @@ class HostScalars:
     def _share(self) -> None:
         pairs = torch.stack([torch.tensor(self._batch.groups, device="cpu"), self._steps.long()])
         distinct, self.row = torch.unique(pairs, dim=1, return_inverse=True)
-        self._groups = distinct[0].tolist()
-        self._counts = distinct[1]
+        self._groups, self._counts = distinct.tolist()
+        self._expected = self._steps.clone()
 
     def count(self) -> bool:
         """Counts one more step of every tensor; returns whether `row` has changed, because somebody has set a count."""
-        changed = not torch.equal(self._steps, self._counts[self.row])
+        changed = not torch.equal(self._steps, self._expected)
         if changed:
             self._share()
         self._steps += 1
-        self._counts = self._counts + 1
+        self._expected += 1
+        self._counts = [min(count, MOST_STEPS) + 1 for count in self._counts]
         return changed
 
     def of(self, dtype: torch.dtype) -> Tensor:
         """[distinct, Rule.scalar_count] scalars of the step counted last, of dtype, on the CPU."""
         rule, hyper = self._batch.rule, self._batch.hyper.tolist()
-        counts = self._counts.tolist()
-        rows = [rule.scalars(t, hyper[group], dtype) for group, t in zip(self._groups, counts, strict=True)]
+        rows = [rule.scalars(t, hyper[group], dtype) for group, t in zip(self._groups, self._counts, strict=True)]
         return torch.tensor(rows, dtype=dtype, device="cpu")
