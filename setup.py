@@ -4,11 +4,12 @@ Everything that needs neither is in pyproject.toml. The extension uses the LibTo
 API, so that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later.
 
 The CUDA kernels are built where nvcc is there and torch has CUDA; with VSGD_KERNELS_CUDA=1 wherever nvcc is, for any
-torch, and with VSGD_KERNELS_CUDA=0 nowhere. TORCH_CUDA_ARCH_LIST, such as "8.0;9.0", names other architectures than
-those below.
+torch, and with VSGD_KERNELS_CUDA=0 nowhere. TORCH_CUDA_ARCH_LIST, such as "8.6;9.0", names other architectures than
+those below; what is older than 8.0 is left out.
 """
 
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -28,10 +29,8 @@ except ImportError:
 
 CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torch has it
 # Machine code for these, and PTX of the last for what comes after it.
-CUDA_ARCHITECTURES = [
-    arch.removesuffix("+PTX").replace(".", "")
-    for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0 9.0 10.0").replace(";", " ").split()
-]
+LISTED = re.findall(r"(\d+)\.(\d)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+CUDA_ARCHITECTURES = [major + minor for major, minor in LISTED if int(major) >= 8] or ["80", "90", "100"]
 
 
 def find_cuda() -> Path | None:
