@@ -150,15 +150,14 @@ class SampleVSGD(VSGD):
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
         self._check_scaler()
-        self._take((name, p) for name, p in self._found() if _has_samples(p) or self._samples_of(p).count)
+        found = list(self._found())
+        # One that has only a gradient is asked for its samples too, and so gets their variance, which is 0.
+        self._take((name, p) for name, p in found if _has_samples(p) or self._samples_of(p).count)
         fed = {param: samples for param, samples in self._samples.items() if samples.count}
-        stepping = [param for _, param in self._found()]
-        if not (fed or stepping):
+        if not (fed or found):
             raise RuntimeError(
                 "no parameter was fed since the last step: call backward(), and accumulate() after each micro-batch"
             )
-        for param in stepping:
-            self._samples_of(param)  # whose variance is 0
         found_inf = getattr(self, "found_inf", None)
         try:
             for param, samples in fed.items():
