@@ -97,8 +97,8 @@ def _fused(params: Params) -> torch.optim.Optimizer:
     return vsgd_kernels.VSGD(params, lr=1e-2)
 
 
-def _coded(state_format: str) -> Callable[[Params], torch.optim.Optimizer]:
-    return lambda params: vsgd_kernels.VSGD(params, lr=1e-2, state_format=state_format)
+def _ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: str) -> Callable[[Params], torch.optim.Optimizer]:
+    return lambda params: rule(params, lr=1e-2, **settings)
 
 
 def _pytorch_optimizer(params: Params) -> torch.optim.Optimizer:
@@ -112,29 +112,25 @@ BASELINE = "adamw (fused)"
 
 OPTIMIZERS: dict[str, Entry] = {
     "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
-    "vsgd (fused, bf16)": Entry(_coded("bf16"), _VSGD_BF16_BYTES),
-    "vsgd (fused, q8)": Entry(_coded("q8"), _VSGD_Q8_BYTES),
-    "vsgd (fused, packed16)": Entry(_coded("packed16"), _VSGD_PACKED16_BYTES),
-    "constantvsgd (fused)": Entry(lambda params: vsgd_kernels.ConstantVSGD(params, lr=1e-2), _ADAMW_BYTES),
-    "samplevsgd (fused)": Entry(lambda params: vsgd_kernels.SampleVSGD(params, lr=1e-2), _VSGD_BYTES + 4),
-    "stochgradadam (fused)": Entry(lambda params: vsgd_kernels.StochGradAdam(params, lr=1e-2), _ADAMW_BYTES),
+    "vsgd (fused, bf16)": Entry(_ours(state_format="bf16"), _VSGD_BF16_BYTES),
+    "vsgd (fused, q8)": Entry(_ours(state_format="q8"), _VSGD_Q8_BYTES),
+    "vsgd (fused, packed16)": Entry(_ours(state_format="packed16"), _VSGD_PACKED16_BYTES),
+    "constantvsgd (fused)": Entry(_ours(vsgd_kernels.ConstantVSGD), _ADAMW_BYTES),
+    "samplevsgd (fused)": Entry(_ours(vsgd_kernels.SampleVSGD), _VSGD_BYTES + 4),
+    "stochgradadam (fused)": Entry(_ours(vsgd_kernels.StochGradAdam), _ADAMW_BYTES),
     BASELINE: Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True), _ADAMW_BYTES),
     "adamw (foreach)": Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True), _ADAMW_BYTES, slow=True),
-    "vsgd (eager)": Entry(lambda params: vsgd_kernels.VSGD(params, lr=1e-2, backend="eager"), _VSGD_BYTES, slow=True),
+    "vsgd (eager)": Entry(_ours(backend="eager"), _VSGD_BYTES, slow=True),
 }
 if find_spec("pytorch_optimizer"):
     OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, _VSGD_BYTES, slow=True)
 
 
-def _on(backend: str, rule: type[Any] = vsgd_kernels.VSGD, state_format: str = "fp32") -> Callable[..., Any]:
-    return lambda params: rule(params, lr=1e-2, state_format=state_format, backend=backend)
-
-
 #: And what steps it there.
 GPU_OPTIMIZERS: dict[str, Entry] = {
-    **{f"vsgd ({backend})": Entry(_on(backend), _VSGD_BYTES) for backend in ("triton", "cuda")},
+    **{f"vsgd ({backend})": Entry(_ours(backend=backend), _VSGD_BYTES) for backend in ("triton", "cuda")},
     **{
-        f"vsgd ({backend}, {state_format})": Entry(_on(backend, state_format=state_format), limit)
+        f"vsgd ({backend}, {state_format})": Entry(_ours(backend=backend, state_format=state_format), limit)
         for state_format, limit in (
             ("bf16", _VSGD_BF16_BYTES),
             ("q8", _VSGD_Q8_BYTES),
@@ -142,9 +138,9 @@ GPU_OPTIMIZERS: dict[str, Entry] = {
         )
         for backend in ("triton", "cuda")
     },
-    "constantvsgd (triton)": Entry(_on("triton", vsgd_kernels.ConstantVSGD), _ADAMW_BYTES),
-    "samplevsgd (triton)": Entry(_on("triton", vsgd_kernels.SampleVSGD), _VSGD_BYTES + 4),
-    "stochgradadam (triton)": Entry(_on("triton", vsgd_kernels.StochGradAdam), _ADAMW_BYTES),
+    "constantvsgd (triton)": Entry(_ours(vsgd_kernels.ConstantVSGD, backend="triton"), _ADAMW_BYTES),
+    "samplevsgd (triton)": Entry(_ours(vsgd_kernels.SampleVSGD, backend="triton"), _VSGD_BYTES + 4),
+    "stochgradadam (triton)": Entry(_ours(vsgd_kernels.StochGradAdam, backend="triton"), _ADAMW_BYTES),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }
 
