@@ -96,6 +96,7 @@ MUTANTS = [
     ("packed.h", "at_most(bit_cast<uint32_t>(state[j + 1]), kMostRate)", "bit_cast<uint32_t>(state[j + 1])"),
     ("packed.h", "base[0] + (rate_code(0, state, random) << k)", "bit_cast<uint32_t>(state[1])"),
     ("run_packed.h", "if (has_nan<states>(state)) each[i] = bit_cast<float>(kNan);", ""),
+    ("tile.h", "if constexpr (packed) each_lane([&](int lane) { spread_nan(lanes[lane]); });", ""),
     ("tile.h", "if (!nan && high > kInfinity) return false;", ""),
     ("tile.h", "high = larger(high, range[k].high);", ""),
     ("tile.h", "kWhole || at.element(j) < row.numel", "true"),

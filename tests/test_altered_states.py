@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.cases import CODED, assert_same_bits, each_isa, train
+from tests.cases import CASES, CODED, assert_same_bits, each_isa, train
 from tests.codes import IN_BLOCKS, LARGE, all_values, decoded, make
 from vsgd_kernels.noise import CODES
 
@@ -157,6 +157,26 @@ def test_any_state_is_stepped_alike(case, style, count, tau, generator, monkeypa
         for other in others:
             assert_same_bits(other, wanted)
         assert_same_bits(reference, stepped_from(make_optimizer, "cpp", count, numbers, grad, 1))
+
+
+def test_means_alone_are_nan():
+    """Of a block whose largest mean is infinite, means of code 0 are NaN beside rates that are numbers."""
+
+    def outcome(backend):
+        generator = torch.Generator().manual_seed(0)
+        param = torch.nn.Parameter(torch.randn(LARGE, generator=generator))
+        optimizer = CASES["stoch_grad_adam"].optimizer([param], lr=1e-2, state_format="packed16", backend=backend)
+        train(optimizer, [param], generator, 2)
+        state = optimizer.state[param]
+        state["blocks"][::3, 0] = 0x7F800000
+        mean, rate = decoded(optimizer, param)
+        assert (mean.isnan() & rate.isfinite()).any()
+        train(optimizer, [param], generator, 2)
+        return [state["packed"], state["blocks"]]
+
+    wanted = outcome("cpp")
+    for backend in ("eager", "cuda", "triton"):
+        assert_same_bits(outcome(backend), wanted)
 
 
 #: about the floors, about what is stepped without them, and beyond

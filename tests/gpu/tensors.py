@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import gradient
+from tests.cases import assert_same_bits, gradient
 
 #: of every test in this folder
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -25,7 +25,7 @@ def values_of(optimizer, params):
 
 
 def outcome(case, backend, start, grads, **settings):
-    """What steps of a backend make of all parameters and states, on the CPU, by name and dtype."""
+    """What steps of a backend make of all parameters and states, on the CPU: of each name and dtype, all in one."""
     device = "cpu" if backend == "cpp" else "cuda"
     params = [torch.nn.Parameter(t.to(device, copy=True)) for t in start]
     optimizer = case.optimizer(params, **settings, backend=backend)
@@ -36,11 +36,11 @@ def outcome(case, backend, start, grads, **settings):
     values = {}
     for param in params:
         for key, value in {"param": param.detach(), **optimizer.state[param]}.items():
-            values.setdefault(f"{key}, {value.dtype}", []).append(value.flatten())
-    return {name: torch.cat(own).cpu() for name, own in values.items()}
+            values.setdefault((key, value.dtype), []).append(value.flatten())
+    return [torch.cat(own).cpu() for own in values.values()]
 
 
 def compare(first, *others):
     """Asserts that outcomes are the same to the bit, but for the bits of NaN."""
     for other in others:
-        torch.testing.assert_close(other, first, rtol=0, atol=0, equal_nan=True)
+        assert_same_bits(other, first)
