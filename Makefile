@@ -38,7 +38,7 @@ mutants: $(VENV)/test
 $(VENV)/torch $(INTEGRATIONS)/torch: %/torch:
 	$(PYTHON) -m venv $*
 	$*/bin/python $(pip) $(TORCH)
-	$*/bin/python $(pip) 'setuptools>=77' wheel numpy
+	$*/bin/python $(pip) 'setuptools>=77' wheel numpy ninja
 	touch $@
 
 # The kernels are compiled against the torch of the environment, hence no build isolation.

@@ -64,7 +64,7 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
 
 extension = CppExtension(
     "vsgd_kernels._C",
-    ["csrc/register.cpp", "csrc/step_cpu.cpp", "csrc/run_avx512.cpp", "csrc/step_device.cpp", "csrc/look.cpp"],
+    sorted(map(str, Path("csrc").glob("*.cpp"))),
     depends=sorted(map(str, Path("csrc").glob("*.h"))),
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
     extra_compile_args={

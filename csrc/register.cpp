@@ -35,10 +35,14 @@ vsgd::Isa isa_of(const std::string& name) {
 
 void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& hyper, std::string rule,
               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, std::string isa) {
-  const vsgd::Amp amp{scalar_of(grad_scale), scalar_of(found_inf)};
-  const bool known =
-      vsgd::step_cpu(rule, rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0),
-                     layouts.const_data_ptr<int64_t>(), hyper.const_data_ptr<double>(), amp, isa_of(isa));
+  const vsgd::CpuStep step{rows_of(rows),
+                           grads.const_data_ptr<int64_t>(),
+                           rows.size(0),
+                           layouts.const_data_ptr<int64_t>(),
+                           hyper.const_data_ptr<double>(),
+                           {scalar_of(grad_scale), scalar_of(found_inf)},
+                           isa_of(isa)};
+  const bool known = vsgd::step_cpu(rule, step);
   STD_TORCH_CHECK(known, "rule: unknown ", rule);
 }
 

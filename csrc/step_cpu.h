@@ -14,9 +14,21 @@ enum class Isa { automatic, baseline, avx2, avx512, avx512vbmi };
 // The best instruction set of this processor.
 Isa detect_isa();
 
-// Steps all tensors in one parallel region; false where there is no such rule. rows, grads: [n]; hyper: [groups,
-// Rule::hypers].
-bool step_cpu(const std::string& rule, const Row* rows, const int64_t* grads, int64_t n, const int64_t* layouts,
-              const double* hyper, Amp amp, Isa isa);
+struct CpuStep {
+  const Row* rows;         // [tensors]
+  const int64_t* grads;    // [tensors] addresses
+  int64_t tensors;
+  const int64_t* layouts;  // records of strided tensors
+  const double* hyper;     // [groups, Rule::hypers]
+  Amp amp;
+  Isa isa;
+};
+
+// Steps all tensors in one parallel region; false where there is no such rule.
+bool step_cpu(const std::string& rule, CpuStep step);
+
+// The same for one rule, once the instruction set is known and no infinity was found; in a file of each rule's own.
+template <class Rule>
+void step_rule(const CpuStep& step);
 
 }  // namespace vsgd
