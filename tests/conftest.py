@@ -51,11 +51,22 @@ def _is_shown_by_another(item):
     return dtype_of_the_engine or item.get_closest_marker("engine") is not None
 
 
+SHIPPED_GEOMETRY = engine.WARPS, backends.BACKENDS["triton"].chunk
+
+
 @pytest.fixture(scope="session", autouse=True)
 def large_triton_blocks():
     """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
     if interpreted():
         engine.WARPS, backends.BACKENDS["triton"].chunk = 32, 8192
+
+
+@pytest.fixture
+def shipped_triton_blocks(monkeypatch):
+    """As a GPU runs them."""
+    warps, chunk = SHIPPED_GEOMETRY
+    monkeypatch.setattr(engine, "WARPS", warps)
+    monkeypatch.setattr(backends.BACKENDS["triton"], "chunk", chunk)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,6 +124,12 @@ def mode(request):
 def rounded(request):
     """Those that round."""
     return request.param
+
+
+@pytest.fixture(params=["before the first step", "after a step"])
+def stepped(request):
+    """Whether optimizers have taken a step already."""
+    return request.param == "after a step"
 
 
 @pytest.fixture

@@ -21,13 +21,14 @@ def leaf(**kwargs):
             -1e-3,
             math.nan,
             math.inf,
+            1e39,
             10**400,
             torch.tensor([0.1, 0.1]),
             torch.tensor(-1.0),
             torch.tensor(math.nan),
         ],
         "eps": [-1e-8, math.nan, math.inf],
-        "weight_decay": [-0.1, math.nan, math.inf],
+        "weight_decay": [-0.1, math.nan, math.inf, 1e39],
         "ps": [0.0, -1e-8, math.nan, math.inf],
         "ghattg": [0.0, -30.0, math.nan, math.inf],
         "tau1": [0.0, -0.5, 1.0001, math.nan],
@@ -70,7 +71,7 @@ def test_settings_changed_later_are_checked_at_the_step():
     param.grad = torch.ones(3)
     optimizer = VSGD([param])
     optimizer.param_groups[0]["lr"] = -1.0
-    assert_refused(optimizer, [param], ValueError, "lr must be at least 0 and finite, got -1.0")
+    assert_refused(optimizer, [param], ValueError, "lr must be at least 0 and finite in float32, got -1.0")
 
 
 def test_a_refused_group_is_not_added():
@@ -86,11 +87,6 @@ def test_parameter_dtypes(dtype):
     param = torch.nn.Parameter(torch.zeros(3, dtype=dtype))
     with pytest.raises(TypeError, match=f"parameter 0 of group 0.*{dtype}"):
         VSGD([param])
-
-
-def test_integer_parameters():
-    with pytest.raises(TypeError, match=r"parameter 0 of group 0.*int64"):
-        VSGD([torch.ones(3, dtype=torch.int64)])
 
 
 def test_sparse_parameter():
@@ -112,11 +108,6 @@ def assert_refused(optimizer, params, error, match):
     after = snapshot(optimizer, params)
     assert len(before) == len(after)
     assert all(a is b or torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@pytest.fixture(params=["before the first step", "after a step"])
-def stepped(request):
-    return request.param == "after a step"
 
 
 def make(backend, stepped, name=False):

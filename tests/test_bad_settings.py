@@ -1,12 +1,13 @@
 """Settings that only some rules have are refused as VSGD's are (test_bad_input.py)."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from tests.test_bad_input import assert_refused, leaf
-from vsgd_kernels import ConstantVSGD, StochGradAdam
+from vsgd_kernels import VSGD, ConstantVSGD, StochGradAdam
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,10 @@ def test_settings_of_the_other_rules(rule, name, value, error, match):
     optimizer = rule([param])
     optimizer.param_groups[0][name] = value
     assert_refused(optimizer, [param], error, match)
+
+
+@pytest.mark.parametrize("name", ["state_format", "master_weights"])
+@pytest.mark.parametrize("value", [["q8"], {}], ids=str)
+def test_names_that_are_no_strings(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got {re.escape(repr(value))}"):
+        VSGD([leaf()], **{name: value})

@@ -218,7 +218,7 @@ def test_what_the_authors_layout_cannot_hold():
     for setting, value in (("maximize", True), ("shape_offset", 0.0)):
         with pytest.raises(ValueError, match=f"{setting} must be .* for the authors' class, .*, got {value}"):
             authors_state_dict(VSGD([param], **{setting: value}))
-    with pytest.raises(TypeError, match=r"optimizer must be a vsgd_kernels\.VSGD, got SGD"):
+    with pytest.raises(TypeError, match=r"optimizer must be a vsgd_kernels\.VSGD or SampleVSGD, got SGD"):
         authors_state_dict(torch.optim.SGD([param]))
 
 

@@ -8,7 +8,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 from torch.nn.functional import mse_loss
 
-from vsgd_kernels import VSGD
+from vsgd_kernels import VSGD, SampleVSGD
 
 from .cases import CASES
 
@@ -214,3 +214,45 @@ def test_gradient_release(model, traced):
     train(other, other_optimizer, 3, scheduled=False)
     assert all((param.grad is None) != traced for param in model.parameters())
     assert_same(model, optimizer, other, other_optimizer)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["all accumulated", "the last one left"])
+def test_samples(model, left):
+    """A compiled step takes what was fed before it, gradients that were not accumulated among it."""
+    other = copy.deepcopy(model)
+    outcomes = []
+    for own in (model, other):
+        optimizer = SampleVSGD(own.parameters(), lr=1e-2)
+        step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True) if own is model else optimizer.step
+        for i, (x, y) in enumerate(batches(6)):
+            mse_loss(own(x), y).backward()
+            if i % 2 == 0 or not left:
+                optimizer.accumulate()
+            if i % 2:
+                step()
+                assert all(param.grad is None for param in own.parameters())
+        outcomes.append(optimizer)
+    assert_same(model, outcomes[0], other, outcomes[1])
+
+
+def test_samples_are_accumulated_outside_of_graphs(model):
+    other = copy.deepcopy(model)
+    optimizers = [SampleVSGD(own.parameters(), lr=1e-2) for own in (model, other)]
+    accumulate = torch.compile(optimizers[0].accumulate, backend="aot_eager")
+    for x, y in batches(4):
+        for own, take in ((model, accumulate), (other, optimizers[1].accumulate)):
+            mse_loss(own(x), y).backward()
+            take()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_same(model, optimizers[0], other, optimizers[1])
+
+
+def test_zeroed_gradients_leave_their_graph():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = VSGD([param])
+    param.grad = (param * 2).clone()
+    assert param.grad.grad_fn is not None
+    torch.compile(optimizer.zero_grad, backend="aot_eager")(set_to_none=False)
+    assert param.grad.grad_fn is None
+    assert torch.equal(param.grad, torch.zeros(3))

@@ -21,7 +21,7 @@ from tests.distributed import (
     train,
 )
 from tests.processes import Processes
-from vsgd_kernels import sharding, state_formats
+from vsgd_kernels import authors_state_dict, sharding, state_formats
 
 STEPS = 3
 
@@ -221,3 +221,37 @@ def step_with_another_gradient():
 
 def test_gradient_of_other_placements(processes):
     processes.run(step_with_another_gradient)
+
+
+def go_back_through_old_values():
+    model = shard(make_model())
+    optimizer = make_optimizer("vsgd", model.parameters())
+    param = next(model.parameters())
+    loss = (param * param).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_backward_after_a_step_is_refused(processes):
+    processes.run(go_back_through_old_values)
+
+
+def ask_what_was_learned(style):
+    model = shard(make_model())
+    optimizer = make_optimizer("vsgd", model.parameters(), state_format=style)
+    train(model, optimizer, 2)
+    saved, posteriors = authors_state_dict(optimizer)["state"], optimizer.get_current_posterior()
+    for i, (param, posterior) in enumerate(zip(model.parameters(), posteriors, strict=True)):
+        own = {key: held(value) for key, value in optimizer.state[param].items()}
+        numbers = state_formats.decoded(own, optimizer.rule)
+        assert_same_values([held(saved[i][key]) for key in optimizer.rule.states], numbers)
+        assert_same_values([held(posterior.mean)], numbers[:1])
+        assert posterior.variance.placements == saved[i]["bg"].placements == param.placements
+
+
+@pytest.mark.parametrize("style", state_formats.FORMATS)
+def test_what_was_learned(processes, style):
+    """In every format the posterior, and the authors' layout, have what each process holds, as DTensors."""
+    processes.run(ask_what_was_learned, style)

@@ -230,3 +230,20 @@ def test_full_state_dict(processes, setting):
     train(model, optimizer, 1, first=STEPS)
     numbers = [numbers_of(optimizer, param) for param in model.parameters()]
     processes[2].run(load_whole_into_parts, setting, optimizer.state_dict(), numbers)
+
+
+def shard_later():
+    """The parameters that the constructor was given are replaced in the group."""
+    model = make_model()
+    optimizer = make_optimizer("vsgd", model.parameters(), state_format="q8")
+    optimizer.param_groups[0]["params"] = list(shard(model).parameters())
+    other, other_optimizer = make("vsgd", "q8")
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        train(m, o, STEPS)
+    for own, others in zip(*(o.state_dict()["state"].values() for o in (optimizer, other_optimizer)), strict=True):
+        assert own.keys() == others.keys()
+        assert_same_values(own.values(), others.values())
+
+
+def test_sharded_after_the_optimizer_was_made(processes):
+    processes[2].run(shard_later)

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from tests.cases import CODED, each_isa, extreme_gradients, gradient
-from vsgd_kernels import VSGD, SampleVSGD, state_formats
+from tests.cases import CASES, CODED, each_isa, extreme_gradients, gradient
+from vsgd_kernels import VSGD, SampleVSGD, backends, state_formats
 from vsgd_kernels.noise import CODES
 
 LARGE = state_formats.SMALLEST
@@ -76,6 +76,15 @@ def test_kernels_give_the_same_bits(case, dtype, style, other, generator):
     assert all(state_formats.format_of(state_formats.stored(s, case.optimizer.rule)) == style for s in wanted[1])
     assert_same(stepped(case, pairs, style, other, 2), wanted)
     assert_same(stepped(case, pairs[:3], style, other, 2, capturable=True), stepped(case, pairs[:3], style, "cpp", 2))
+
+
+@pytest.mark.parametrize("style", state_formats.FORMATS)
+def test_triton_in_the_blocks_that_ship(style, generator, shipped_triton_blocks):
+    """Sizes about a chunk, and coded ones; the other tests take larger blocks, which are sooner interpreted."""
+    chunk = backends.BACKENDS["triton"].chunk
+    sizes = (1, chunk - 1, chunk, chunk + 1, LARGE + chunk - 1, LARGE + chunk + 1)
+    pairs = [(torch.randn(n, generator=generator), torch.randn(n, generator=generator)) for n in sizes]
+    assert_same(*(stepped(CASES["vsgd"], pairs, style, backend, 1) for backend in ("triton", "cpp")))
 
 
 def test_reference_gives_the_same_codes(case, style, generator):

@@ -112,9 +112,12 @@ class Batch:
             )
         if wrong := [group for group in self.groups if not 0 <= group < len(self.hyper)]:
             raise ValueError(f"groups must be rows of hyper, 0 to {len(self.hyper) - 1}, got {wrong[0]}")
+        seen: dict[Tensor, str] = {}
         for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
+            if (first := seen.setdefault(param, name)) is not name:
+                raise ValueError(f"{name} is {first} once more; a step may have each parameter once")
         columns = zip(
             self.names, self.params, self.lows, self.states, self.blocks, self.steps, self.variances, strict=True
         )
@@ -190,8 +193,6 @@ def check_grad(name: str, param: Tensor, grad: Tensor) -> None:
     """Raises TypeError or ValueError where a gradient does not fit its parameter."""
     if grad.layout != torch.strided:
         raise TypeError(f"the gradient of {name} must be dense, got layout {grad.layout}")
-    if grad.is_neg():
-        raise TypeError(f"the gradient of {name} is a view that negates its memory; resolve_neg() it first")
     _check_like(f"the gradient of {name}", grad, param, param.dtype)
 
 
@@ -208,6 +209,8 @@ def _check_like(name: str, tensor: Tensor | None, param: Tensor, dtype: torch.dt
         raise TypeError(f"{name} must be a tensor, got {tensor!r}")
     if is_traceable_wrapper_subclass(tensor):
         raise TypeError(f"{name} must hold its own memory, got a wrapper of other tensors, {type(tensor).__name__}")
+    if tensor.is_neg():
+        raise TypeError(f"{name} must hold its own values, got a view that negates its memory: resolve_neg() it first")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} for a parameter of {param.dtype}, got {tensor.dtype}")
     if tensor.shape != param.shape:

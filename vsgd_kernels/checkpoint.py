@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -87,7 +88,7 @@ def authors_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     Their class and `VSGD` both load it and go on. What completes 16-bit parameters to masters is not in it.
 
     Args:
-        optimizer: a `VSGD`; it is not changed, and shares nothing with the result.
+        optimizer: a `VSGD` or `SampleVSGD`; it is not changed, and shares nothing with the result.
 
     Returns:
         ``state``: for each parameter's number ``mug``, ``bg`` and ``bhg`` (2b_g and 2b_ĝ), of the parameter's shape and
@@ -95,15 +96,15 @@ def authors_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         0-dimensional float32, for their class counts in place. ``param_groups``: their settings, as numbers.
 
     Raises:
-        TypeError: the optimizer is no `VSGD`.
+        TypeError: the optimizer is of another rule.
         ValueError: a setting is one that their class does not have.
     """
     rule = getattr(optimizer, "rule", None)
-    if rule is not VSGD:
-        raise TypeError(f"optimizer must be a vsgd_kernels.VSGD, got {optimizer!r}")
-    own = optimizer.state_dict()
+    if not isinstance(rule, Rule) or rule.states != VSGD.states:
+        raise TypeError(f"optimizer must be a vsgd_kernels.VSGD or SampleVSGD, got {type(optimizer).__name__}")
+    numbers = itertools.count()
     states, groups = {}, []
-    for group in own["param_groups"]:
+    for group in optimizer.param_groups:
         for name, value in (("maximize", False), ("shape_offset", _AUTHORS_SHAPE_OFFSET)):
             if group[name] != value:
                 raise ValueError(
@@ -112,16 +113,27 @@ def authors_state_dict(optimizer: Optimizer) -> dict[str, Any]:
         settings = {name: float(group[name]) for name in _AUTHORS_SETTINGS}
         ps, ghattg = settings["ps"], settings["ghattg"]
         scalars = {"pa2": 2.0 * ps + 1.0 + _AUTHORS_SHAPE_OFFSET, "pbg2": 2.0 * ps, "pbhg2": 2.0 * ghattg * ps}
-        groups.append({**settings, "params": list(group["params"])})
-        for i in set(group["params"]) & own["state"].keys():
-            state = own["state"][i]
-            numbers = state_formats.decoded(state, rule)
+        own = {next(numbers): param for param in group["params"]}
+        groups.append({**settings, "params": list(own)})
+        for i, param in own.items():
+            if not (state := optimizer.state.get(param)):
+                continue
             scalars["step"] = float(state["step"])
-            states[i] = {key: number.clone() for key, number in zip(rule.states, numbers, strict=True)}
+            values = values_of(rule, param, state)
+            states[i] = {key: value.clone() for key, value in zip(rule.states, values, strict=True)}
             states[i].update(
                 (key, torch.tensor(value, dtype=torch.float32, device="cpu")) for key, value in scalars.items()
             )
     return {"state": states, "param_groups": groups}
+
+
+def values_of(rule: Rule, param: Tensor, state: Mapping[str, Any]) -> list[Tensor]:
+    """The numbers of a parameter's state in an optimizer, in the rule's order; DTensors where the parameter is one."""
+    if not is_traceable_wrapper_subclass(param):
+        return state_formats.decoded(state, rule)
+    from .sharded_checkpoint import decoded_state  # here, for torch.distributed.tensor takes long to import
+
+    return decoded_state(rule, param, state)
 
 
 def _convert_group(group: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def clip(params: Iterable[Tensor], max_norm: float, grad_scale: Tensor | None) -
     norm = global_norm(params)
     scale = None if grad_scale is None else grad_scale.to(norm).reshape(())
     norm = norm if scale is None else norm / scale
-    excess = ((norm + EPS) / max_norm).clamp(min=1.0)  # NaN stays; where it is infinite, finite gradients count as 0
+    # NaN stays; where the norm is infinite, finite gradients count as 0, but where the bound is they are not clipped.
+    excess = torch.ones_like(norm) if max_norm == inf else ((norm + EPS) / max_norm).clamp(min=1.0)
     return (excess if scale is None else excess * scale).to(torch.float32), norm
 
 

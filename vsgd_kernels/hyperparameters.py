@@ -17,15 +17,18 @@ from .state_formats import FORMATS
 SEEDS = 2**63
 
 _Limit = tuple[str, Callable[[float], bool]]
+#: From here on a float32 is infinite, and times 0 would be NaN.
+_INFINITE = 2.0**128 - 2.0**103
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
+_FACTOR: _Limit = ("at least 0 and finite in float32", lambda x: 0.0 <= x < _INFINITE)
 _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
 _TO_ONE: _Limit = ("in (0, 1]", lambda x: 0.0 < x <= 1.0)
 _BELOW_ONE: _Limit = ("in [0, 1)", lambda x: 0.0 <= x < 1.0)
 
 _LIMITS: dict[str, _Limit] = {
     "maximize": ("0 or 1", lambda x: x in (0.0, 1.0)),
-    "lr": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
+    "lr": _FACTOR,
+    "weight_decay": _FACTOR,
     "eps": _NOT_NEGATIVE,
     "shape_offset": _NOT_NEGATIVE,
     "ghattg": _POSITIVE,
@@ -77,7 +80,7 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     if not isinstance(capturable, bool):
         raise TypeError(f"capturable must be a bool, got {capturable!r}")
     state_format, seed = group.get("state_format", "fp32"), group.get("seed", 0)
-    if state_format not in FORMATS:
+    if state_format not in tuple(FORMATS):  # a list, say, is no key
         raise ValueError(f"state_format must be one of {', '.join(map(repr, FORMATS))}, got {state_format!r}")
     if (masters := group.get("master_weights", DEFAULT_MASTER_WEIGHTS)) not in tuple(MASTER_WEIGHTS):
         expected = ", ".join(map(repr, MASTER_WEIGHTS))

@@ -29,9 +29,10 @@ class Launch:
         return self.backend.is_current(self._prepared)
 
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
-        """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with."""
-        check_scalar("grad_scale", grad_scale)
-        check_scalar("found_inf", found_inf)
+        """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with.
+
+        `check_scalar` must have passed grad_scale and found_inf.
+        """
         device = self.batch.params[0].device
         wait = device.type == "cpu"  # whose kernels read them at once
         grad_scale, found_inf = (
@@ -98,6 +99,8 @@ def step(
         raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if not params:
         return
+    check_scalar("grad_scale", grad_scale)
+    check_scalar("found_inf", found_inf)
     names = [f"params[{i}]" for i in range(len(params))]
     n = len(params)
     for i in without_low or ():

@@ -94,11 +94,13 @@ class FusedOptimizer(Optimizer):
             if "master_weights" in given and "state_version" not in given:
                 _check_master_weights(param_group["master_weights"], self.param_groups[-1:])
             for i, param in enumerate(self.param_groups[-1]["params"]):
-                check_dtype(param_name(self.param_groups, len(self.param_groups) - 1, i), param)
+                if param.requires_grad:  # what is frozen may be anything, as quantised weights are; step() checks again
+                    check_dtype(param_name(self.param_groups, len(self.param_groups) - 1, i), param)
+            self._find_params()
         except BaseException:
             self.param_groups.pop()
+            self._find_params()
             raise
-        self._find_params()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -123,7 +125,7 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         with torch.no_grad():
             if torch.compiler.is_compiling():
-                traced.step(self._params, self._number)
+                traced.step(self._params, self._number, self.rule.samples)
             else:
                 self._step()
         return loss
@@ -170,16 +172,17 @@ class FusedOptimizer(Optimizer):
             if set_to_none:
                 param.grad = None
             elif param.grad is not None:
-                param.grad.zero_()
+                param.grad.detach_().zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Optimizer.state_dict`. What belongs to a DTensor can be loaded however many processes share it."""
         saved = super().state_dict()
-        if any(map(is_traceable_wrapper_subclass, self._params)):
+        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        if any(map(is_traceable_wrapper_subclass, params)):
             from .sharded_checkpoint import saved_state  # here, for torch.distributed.tensor takes long to import
 
             numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-            own = dict(zip(numbers, chain.from_iterable(group["params"] for group in self.param_groups), strict=True))
+            own = dict(zip(numbers, params, strict=True))
             saved["state"] = {
                 i: saved_state(self.rule, own[i], state) if i in own else state for i, state in saved["state"].items()
             }

@@ -153,12 +153,17 @@ class Plan:
 
     def _containers(self, scope: Scope) -> list[Container]:
         """What must hold the same objects for the plan to serve."""
-        return [*(group["params"] for group in scope.param_groups), scope.state, *self._states, scope.variances]
+        return [*_lists(scope.param_groups), scope.state, *self._states, scope.variances]
 
 
 def gradients_of(param_groups: ParamGroups) -> Gradients:
     """Every parameter's gradient, as far as it has one."""
-    return look([group["params"] for group in param_groups])
+    return look(_lists(param_groups))
+
+
+def _lists(param_groups: ParamGroups) -> list[list[Tensor]]:
+    """The parameters of each group; somebody may have set others than a list."""
+    return [group["params"] if type(group["params"]) is list else list(group["params"]) for group in param_groups]
 
 
 def _hyper(settings: list[Settings]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from . import hyperparameters
@@ -76,6 +77,12 @@ class Release:
                 stays = before is not None and before.place == place
                 stepper = before.stepper if before and stays else Stepper(optimizer.rule, optimizer._backend)
                 self._spots[param] = _Spot(i, j, place, stepper)
+                if is_lazy(param):
+                    name = param_name(optimizer.param_groups, i, j)
+                    raise ValueError(
+                        f"{name} has no shape yet, {type(param).__name__}, which gradient_release=True cannot hook; "
+                        "run the model once before"
+                    )
                 if param not in self._handles:
                     self._handles[param] = _hook(param, own)
         for param in self._handles.keys() - self._spots.keys():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import rules
+from . import hyperparameters, rules
 from .batch import check_grad, check_param
 from .plan import param_name
 from .samples import Samples
@@ -54,6 +55,8 @@ class SampleVSGD(VSGD):
     All samples have the same weight. Between two steps there are two numbers an element, mean and variance, where
     accumulation in `.grad` has one; the variance stays allocated. Samples are no part of the state dict.
 
+    In a compiled program `accumulate`, `all_reduce` and `discard` break the graph.
+
     `step` takes gradients that were not accumulated as one more sample. So with none accumulated it is `VSGD`, to the
     bit; and with `torch.amp.GradScaler`, which looks at `.grad`, leave those of the last micro-batch there, and the
     unscaling to its `step`: after `unscale_`, or with no `.grad`, a step that has samples raises RuntimeError. A step
@@ -63,6 +66,7 @@ class SampleVSGD(VSGD):
 
     rule = rules.SAMPLE_VSGD
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def accumulate(self) -> None:
         """Takes each parameter's `grad_sample`, or else its `grad` as one sample, and sets both to None.
@@ -75,6 +79,7 @@ class SampleVSGD(VSGD):
         if not self._take(self._found()):
             raise RuntimeError("accumulate() found no parameter with a grad or grad_sample; call it after backward()")
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Brings together the samples of the processes of a group; every one of them must call it, before the step.
@@ -93,6 +98,7 @@ class SampleVSGD(VSGD):
             if total:
                 self._samples_of(param).all_reduce(total, group)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def discard(self) -> None:
         """Forgets all samples since the last step; gradients stay."""
         for samples in self._samples.values():
@@ -150,6 +156,10 @@ class SampleVSGD(VSGD):
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
         self._check_scaler()
+        for group in self.param_groups:
+            hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
+        params = set(chain.from_iterable(group["params"] for group in self.param_groups))
+        self._samples = {param: samples for param, samples in self._samples.items() if param in params}
         found = list(self._found())
         # One that has only a gradient is asked for its samples too, and so gets their variance, which is 0.
         self._take((name, p) for name, p in found if _has_samples(p) or self._samples_of(p).count)
@@ -185,6 +195,8 @@ def _samples_in(name: str, param: Tensor) -> Tensor:
         check_grad(name, param, grad)
         return grad.unsqueeze(0)
     parts = list(samples) if isinstance(samples, Sequence) else [samples]
+    if not parts:
+        raise ValueError(f"grad_sample of {name} must hold one or more tensors, got {samples!r}")
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"grad_sample of {name} must be a tensor, got {part!r}")

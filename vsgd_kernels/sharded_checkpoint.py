@@ -27,9 +27,14 @@ def saved_state(rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str
     if is_of_rows(param):
         rows = row_blocks.by_rows(rule, state[BLOCKS], local(param).shape)
         return {**_widened(state), BLOCKS: like(param, rows, (param.shape[0], rows.shape[1]))}
-    values = state_formats.decoded({key: local(value) for key, value in state.items()}, rule)
-    decoded = {key: like(param, value) for key, value in zip(rule.states, values, strict=True)}
+    decoded = dict(zip(rule.states, decoded_state(rule, param, state), strict=True))
     return {**_widened(_without_codes(state)), **decoded}
+
+
+def decoded_state(rule: Rule, param: DTensor, state: Mapping[str, Any]) -> list[Tensor]:
+    """The numbers of a parameter's state in an optimizer, in the rule's order, as DTensors."""
+    values = state_formats.decoded({key: local(value) for key, value in state.items()}, rule)
+    return [like(param, value) for value in values]
 
 
 def held_state(name: str, rule: Rule, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:

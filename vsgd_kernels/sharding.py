@@ -68,6 +68,7 @@ class LocalView:
         """
         params = [param for group in scope.param_groups for param in group["params"]]
         self._held = {param: self._hold(param) for param in params if isinstance(param, DTensor)}
+        self._seen = {param: seen for param, seen in self._seen.items() if param in self._held}
         for param, (_, own) in self._held.items():
             own.grad = local_grad(param)
         self._state = {self._own(p): self._local_state(p, scope.state[p]) for p in params if scope.state.get(p)}
@@ -79,7 +80,7 @@ class LocalView:
         )
 
     def give_back(self, state: dict[Tensor, dict[str, Any]], elementwise: tuple[str, ...]) -> None:
-        """Writes to the optimizer's state what this process's has and it has not.
+        """Writes to the optimizer's state what this process's has and it has not, and counts the parameters' versions.
 
         Args:
             state: the optimizer's.
@@ -97,6 +98,7 @@ class LocalView:
                     old[key] = like(param, value) if key in elementwise else value
             self._seen[param] = list(old.values())
         state.update((own, entries) for own, entries in self._state.items() if own not in parts)
+        torch.autograd.graph.increment_version([param for param in self._held if param.grad is not None])
 
     def drop(self) -> None:
         """Lets go of the gradients."""

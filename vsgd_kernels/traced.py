@@ -29,23 +29,34 @@ def number_of(optimizer: FusedOptimizer) -> int:
     return number
 
 
-def step(params: list[Tensor], number: int) -> None:
-    """Steps the optimizer of that number; `params` are all of its parameters. Called while a program is traced."""
+def step(params: list[Tensor], number: int, has_samples: bool) -> None:
+    """Steps an optimizer; called while a program is traced.
+
+    Args:
+        params: all of its parameters.
+        number: its number.
+        has_samples: whether it steps parameters without a gradient too, which have been fed samples.
+    """
     places = [i for i, param in enumerate(params) if param.grad is not None]
-    if places:
-        stepped = [params[i] for i in places]
-        torch.ops.vsgd_kernels.step_optimizer(stepped, [param.grad for param in stepped], places, number)
+    stepped = list(range(len(params))) if has_samples else places
+    if stepped:
+        torch.ops.vsgd_kernels.step_optimizer(
+            [params[i] for i in stepped], stepped, [params[i].grad for i in places], places, number
+        )
 
 
 # The host has work in each step: under mode="reduce-overhead" it stays outside of the CUDA graphs that are made.
 @torch.library.custom_op("vsgd_kernels::step_optimizer", mutates_args=("params",), tags=(torch.Tag.cudagraph_unsafe,))
-def _step_optimizer(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: int) -> None:
+def _step_optimizer(
+    params: list[Tensor], stepped: list[int], grads: list[Tensor], places: list[int], optimizer: int
+) -> None:
     """One step of a living optimizer.
 
     Args:
-        params: those of its parameters that have a gradient.
+        params: those of its parameters that may be stepped.
+        stepped: their places among all of its parameters.
         grads: the gradients.
-        places: their places among all of its parameters.
+        places: those of the parameters that have one.
         optimizer: its number.
     """
     own = _OPTIMIZERS[optimizer]
@@ -57,7 +68,7 @@ def _step_optimizer(params: list[Tensor], grads: list[Tensor], places: list[int]
         )
     with _gradients(every, {places[i]: grad for i, grad in enumerate(grads)}), torch.no_grad():
         own._step()
-    for param, place in zip(params, places, strict=True):
+    for param, place in zip(params, stepped, strict=True):
         if param.data_ptr() != every[place].data_ptr():  # the program works on a copy, which it will write back
             param.copy_(every[place])
 
@@ -69,12 +80,15 @@ def _(*args: object) -> None:
 
 @contextmanager
 def _gradients(params: list[Tensor], grads: dict[int, Tensor]) -> Iterator[None]:
-    """Gives parameters these gradients and the others none, for a time: a program sets `grad` only at its end."""
+    """Gives parameters these gradients and the others none, for a time: a program sets `grad` only at its end.
+
+    What is taken from them meanwhile, as SampleVSGD takes what it was fed, they have no more.
+    """
     before = [param.grad for param in params]
     try:
         for i, param in enumerate(params):
             param.grad = grads.get(i)
         yield
     finally:
-        for param, grad in zip(params, before, strict=True):
-            param.grad = grad
+        for i, (param, grad) in enumerate(zip(params, before, strict=True)):
+            param.grad = None if i in grads and param.grad is None else grad

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import formats, hyperparameters, reference, rules, state_formats
+from . import checkpoint, formats, hyperparameters, reference, rules
 from .optimizer import FusedOptimizer, arguments_of
 
 
@@ -147,7 +147,7 @@ class VSGD(FusedOptimizer):
     def _posterior(self, param: Tensor, row: tuple[float, ...]) -> Posterior:
         dtype = rules.arithmetic_dtype(param.dtype)
         if state := self.state.get(param):
-            mug, bg, bhg = state_formats.decoded(state, self.rule)
+            mug, bg, bhg = checkpoint.values_of(self.rule, param, state)
             next_step = state["step"].item() + 1
         else:
             mug, bg, bhg = (torch.full_like(param, x, dtype=dtype) for x in self.rule.initial(row, dtype))
