@@ -8,6 +8,12 @@ namespace vsgd {
 
 struct Four {
   uint32_t word[4];
+
+  // Word i modulo 4, where i is known only at run time: an index would put the words into memory.
+  VSGD_FN uint32_t at(int64_t i) const {
+    const uint32_t low = i & 1 ? word[1] : word[0], high = i & 1 ? word[3] : word[2];
+    return i & 2 ? high : low;
+  }
 };
 
 VSGD_FN uint32_t high_half(uint32_t x, uint32_t y) { return uint32_t((uint64_t(x) * y) >> 32); }

@@ -23,6 +23,8 @@ const vsgd::Row* rows_of(const Tensor& rows) {
 
 const float* scalar_of(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
+int64_t best_isa() { return int64_t(vsgd::detect_isa()); }
+
 vsgd::Isa isa_of(const std::string& name) {
   using vsgd::Isa;
   const std::pair<const char*, Isa> names[] = {{"auto", Isa::automatic}, {"baseline", Isa::baseline}, {"avx2", Isa::avx2},
@@ -99,6 +101,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
       "int path, int format) -> ()");
   m.def(
       "_count_device(Tensor rows, Tensor hyper, Tensor(a!) scalars, Tensor? found_inf, str rule, int dtype) -> ()");
+  m.def("_best_isa() -> int");
   m.def("_watch(Tensor[] tensors) -> int");
   m.def("_watch_moved(int watch) -> bool");
   m.def("_watch_end(int watch) -> ()");
@@ -118,6 +121,7 @@ STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CUDA, m) {
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CompositeExplicitAutograd, m) {
+  m.impl("_best_isa", TORCH_BOX(&best_isa));
   m.impl("_watch", TORCH_BOX(&watch));
   m.impl("_watch_moved", TORCH_BOX(&watch_moved));
   m.impl("_watch_end", TORCH_BOX(&watch_end));

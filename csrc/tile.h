@@ -235,7 +235,7 @@ struct Tile {
       Given<A> given;
       if constexpr (Rule::draws) {
         if (path != Path::aligned || j == 0) four = draw.words(uint32_t((at.element(j) - first) / 4));
-        given.word = path == Path::aligned ? four.word[j] : four.word[at.element(j) % 4];
+        given.word = path == Path::aligned ? four.word[j] : four.at(at.element(j));
       }
       if constexpr (Rule::samples) given.variance = bounded_variance(variance.at[j] * s.sign * s.sign);
       const A aux = Rule::infer(ghat, Rule::gain(state, s), state, s, given);

@@ -211,10 +211,29 @@ def test_altered(style, alter, message, generator):
     assert all(torch.equal(a, b) for a, b in zip(before, all_values(params, optimizer), strict=True))
 
 
-def test_another_version(generator):
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        *(("state_version", value, f"state_version: expected 1, found {value!r}") for value in (2, 0, 1.0, True, None)),
+        ("state_format", "q4", "expected state_format to be one of 'fp32', .*, found 'q4'"),
+        ("master_weights", "half", "expected master_weights to be one of 'exact', .*, found 'half'"),
+    ],
+)
+def test_groups_of_another_version(generator, entry, value, message):
     params, optimizer = make("bf16", generator)
     train(optimizer, params, generator, 1)
     saved = copy.deepcopy(optimizer.state_dict())
-    saved["param_groups"][0]["state_version"] = 2
-    with pytest.raises(ValueError, match="state_version: expected 1, found 2"):
+    saved["param_groups"][0][entry] = value
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("style", ["q8", "packed16"])
+def test_codes_of_no_version(generator, style):
+    """Checkpoints of other classes name none, but have no codes."""
+    params, optimizer = make(style, generator)
+    train(optimizer, params, generator, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["param_groups"][0]["state_version"]
+    with pytest.raises(ValueError, match=r"state_version: expected 1 beside (packed|blocks), found none"):
         optimizer.load_state_dict(saved)

@@ -7,6 +7,7 @@ import torch
 
 from tests.cases import CODED, assert_same_bits, check_step, gradient, make_params, step_counts, train
 from vsgd_kernels import VSGD, state_formats
+from vsgd_kernels.state_formats import FORMATS
 
 pytestmark = pytest.mark.engine
 
@@ -133,12 +134,13 @@ def test_gradients_are_not_kept(case, backend, generator):
     assert not [o for o in gc.get_objects() if id(o) in addresses and isinstance(o, torch.Tensor)]
 
 
-def test_no_temporaries_of_a_parameters_size(case):
-    """A step of the C++ kernel allocates less than 64 KiB of tensors for 4 MiB of parameters."""
+@pytest.mark.parametrize("style", FORMATS)
+def test_no_temporaries_of_a_parameters_size(case, style):
+    """A step of the C++ kernel allocates less than 64 KiB of tensors for 4 MiB of parameters, in every format."""
     params = [torch.nn.Parameter(torch.randn(2**20)), torch.nn.Parameter(torch.randn(1000, 2).t())]
     for param in params:
         param.grad = torch.ones_like(param)
-    optimizer = case.optimizer(params, lr=1e-2, backend="cpp")
+    optimizer = case.optimizer(params, lr=1e-2, state_format=style, backend="cpp")
     optimizer.step()
     for param in params:
         param.grad = torch.ones_like(param)

@@ -55,7 +55,7 @@ def test_env(capsys, monkeypatch):
     assert __main__.main(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["torch", f"{torch.__version__},"] for line in lines)
-    assert any(line.split() == ["cpp", "cpu", "yes"] for line in lines)
+    assert any(line.split() == ["cpp", "cpu", "yes,", backends.BACKENDS["cpp"].best_isa()] for line in lines)
     assert any(line.split() == ["triton", "cuda,", "cpu", "yes"] for line in lines)
     assert any(line.split() == ["eager", "any", "device", "yes"] for line in lines)
     monkeypatch.delenv("TRITON_INTERPRET")
@@ -101,14 +101,18 @@ def test_no_compiler_for_triton(monkeypatch):
                 # 2 bytes, and of three words in 128 elements 12 / 128: 7e9 times 2.09375
                 "VSGD, packed16, exact": (14.0, 14.0, 14.656, 14.0, 56.656),
                 "VSGD, packed16, None": (14.0, 14.0, 14.656, 0.0, 42.656),
+                "AdamW": (14.0, 14.0, 28.0, 0.0, 56.0),
+                "AdamW, fp32 masters": (14.0, 14.0, 56.0, 28.0, 112.0),
             },
         ),
         (["--params", "1e9"], {"VSGD, fp32": (4.0, 4.0, 12.0, 0.0, 20.0), "AdamW": (4.0, 4.0, 8.0, 0.0, 16.0)}),
+        (["--params", "5e3"], {"VSGD, fp32": (20.0, 20.0, 60.0, 0.0, 100.0)}),
     ],
 )
 def test_memory(capsys, arguments, rows):
     assert __main__.main(["memory", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-1] == ("kB" if arguments[1] == "5e3" else "GB")
     for name, sizes in rows.items():
         (line,) = (line for line in lines if line.startswith(f"{name}  "))
         assert tuple(map(float, line[len(name) :].split())) == sizes
@@ -118,12 +122,16 @@ def test_memory_of_a_model_is_what_its_optimizer_holds():
     model = torch.nn.Sequential(torch.nn.Linear(100, 300), torch.nn.Linear(300, 3)).bfloat16()
     for param in model.parameters():
         param.grad = torch.ones_like(param)
-    rows = {row.optimizer: row for row in memory.usage(model.parameters())}
+    frozen = model[1].bias.requires_grad_(False)
+    frozen.grad = None
+    rows = {row.optimizer: row for row in memory.usage(model)}
+    assert rows == {row.optimizer: row for row in memory.usage(model.parameters())}
+    assert rows["AdamW"].params == rows["AdamW"].grads + frozen.nbytes
     for style, masters in itertools.product(FORMATS, MASTER_WEIGHTS):
         row = rows[f"VSGD, {style}, {masters}"]
         optimizer = VSGD(model.parameters(), lr=1e-2, state_format=style, master_weights=masters)
         optimizer.step()
-        states = [optimizer.state[p] for p in model.parameters()]
+        states = list(optimizer.state.values())
         assert row.masters == sum(state["low"].nbytes for state in states if masters)
         held = sum(v.nbytes for state in states for k, v in state.items() if k not in ("step", "low"))
         # A last block that is not full costs a whole word.

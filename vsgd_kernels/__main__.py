@@ -12,6 +12,7 @@ import sys
 import torch
 
 from . import __version__, backends, machine_code, memory
+from .backends.cpp import CppBackend
 from .rules import RULES
 from .state_formats import FORMATS
 
@@ -36,7 +37,8 @@ def environment() -> str:
     for backend in backends.BACKENDS.values():
         devices = ", ".join(backend.device_types or ("any device",))
         reason = backend.why_unavailable()
-        lines.append(f"{backend.name:13} {devices:13} {'yes' if reason is None else f'no: {reason}'}")
+        yes = f"yes, {backend.best_isa()}" if isinstance(backend, CppBackend) and reason is None else "yes"
+        lines.append(f"{backend.name:13} {devices:13} {yes if reason is None else f'no: {reason}'}")
     try:
         requested = backends.requested(None)
         chosen = requested.name if requested else "not set: the first that is available and fits the device"
@@ -50,13 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vsgd_kernels", description="Fused VSGD optimizers for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("env", help="print versions and which backends are available, and if not why")
-    inspect = commands.add_parser("inspect", help="compile every Triton kernel for a GPU that need not be there")
+    inspect = commands.add_parser(
+        "inspect", help="compile every Triton kernel for a GPU that need not be there, which takes minutes"
+    )
     inspect.add_argument("--arch", default="sm_90", help="sm_80, sm_90, sm_100 or gfx942 (default: %(default)s)")
     inspect.add_argument("--format", choices=FORMATS, help="of this state format only (default: of all)")
     inspect.add_argument("--rule", choices=RULES, nargs="+", help="of these rules only (default: of all)")
     inspect.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
     sizes = commands.add_parser("memory", help="print what training takes in each state format, beside AdamW")
-    sizes.add_argument("--params", type=float, required=True, help="number of parameters, such as 7e9")
+    sizes.add_argument("--params", type=float, required=True, help="number of parameters, such as 7e9 or 124e6")
     sizes.add_argument("--rule", choices=RULES, default="vsgd", help="of the optimizer (default: %(default)s)")
     sizes.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the parameters (default: %(default)s)")
     arguments = parser.parse_args(argv)

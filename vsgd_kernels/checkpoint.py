@@ -17,7 +17,7 @@ from .checkpoint_layout import count, narrowed
 from .formats import MASTER_WEIGHTS
 from .rules import BOUNDS, VSGD, Rule, arithmetic_dtype
 from .saved_states import check_codes, check_saved, check_states
-from .state_formats import BLOCKS
+from .state_formats import BLOCKS, PACKED
 
 #: Of what `state_dict` returns.
 VERSION = 1
@@ -78,6 +78,8 @@ def convert(
     owners = [group for group in own_groups for _ in group["params"]]
     for (group, i), param, own in zip(ids, params, owners, strict=True):
         if i in states:
+            if "state_version" not in group and (ours := [key for key in (PACKED, BLOCKS, "low") if key in states[i]]):
+                raise ValueError(f"state_version: expected {VERSION} beside {ours[0]}, found none in the checkpoint")
             states[i] = _convert_held(f"state of parameter {i}", states[i], group, rule, param, own)
     return {**state_dict, "state": states, "param_groups": groups}
 
@@ -138,7 +140,8 @@ def values_of(rule: Rule, param: Tensor, state: Mapping[str, Any]) -> list[Tenso
 
 def _convert_group(group: dict[str, Any]) -> dict[str, Any]:
     settings = dict(group)
-    if (version := settings.setdefault("state_version", VERSION)) != VERSION:
+    version = settings.setdefault("state_version", VERSION)
+    if type(version) is not int or version != VERSION:  # True is 1
         raise ValueError(f"state_version: expected {VERSION}, found {version!r} in the checkpoint")
     if "shape_offset" not in group and "ghattg" in group:  # the authors'
         settings["shape_offset"] = _AUTHORS_SHAPE_OFFSET

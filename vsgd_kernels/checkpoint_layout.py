@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .formats import MASTER_WEIGHTS
 from .hyperparameters import entries
 from .rules import Rule
-from .state_formats import PACKED, WITH_16_BITS
+from .state_formats import FORMATS, PACKED, WITH_16_BITS
 
 #: Settings without which the checkpoints of older optimizers are loaded all the same.
 _OPTIONAL = ("maximize",)
@@ -80,6 +81,10 @@ def _check_group(name: str, group: Any, rule: Rule) -> None:
         _check_kind(f"param_names of {name}", names, Sequence, "a list")
         if len(names) != len(group["params"]):
             raise ValueError(f"param_names of {name}: expected {len(group['params'])}, found {len(names)}")
+    for setting, names in (("state_format", FORMATS), ("master_weights", MASTER_WEIGHTS)):
+        if setting in group and group[setting] not in tuple(names):
+            expected = ", ".join(map(repr, names))
+            raise ValueError(f"{name}: expected {setting} to be one of {expected}, found {group[setting]!r}")
     if "state_version" in group:  # this package's, whose groups name every setting
         required = [entry for entry in entries(rule.hyper) if entry not in _OPTIONAL]
         if missing := [entry for entry in required if entry not in group]:

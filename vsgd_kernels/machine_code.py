@@ -166,10 +166,15 @@ def disassemble(cubin: bytes) -> tuple[str, str]:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
         commands = (("nvdisasm", "-c"), ("cuobjdump", "-res-usage"))
-        outputs = [
-            subprocess.run([tools / tool, option, file], capture_output=True, text=True, check=True).stdout
-            for tool, option in commands
-        ]
+        try:
+            outputs = [
+                subprocess.run([tools / tool, option, file], capture_output=True, text=True, check=True).stdout
+                for tool, option in commands
+            ]
+        except subprocess.CalledProcessError as error:  # Triton's tools no longer know what it still compiles for
+            raise RuntimeError(
+                f"{Path(error.cmd[0]).name} cannot read the machine code: {error.stderr.strip()}"
+            ) from error
     return outputs[0], outputs[1]
 
 

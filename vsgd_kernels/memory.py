@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from .formats import MASTER_WEIGHTS, low_dtype
+from .formats import MASTER_WEIGHTS, is_16_bit, low_dtype
 from .rules import VSGD, Rule, arithmetic_dtype
 from .state_formats import FORMATS, SMALLEST, bytes_of
 
@@ -35,23 +36,26 @@ class Usage(NamedTuple):
         return self.params + self.grads + self.states + self.masters
 
 
-def usage(params: Iterable[Tensor], rule: Rule = VSGD) -> list[Usage]:
+def usage(model: Module | Iterable[Tensor], rule: Rule = VSGD) -> list[Usage]:
     """What a model takes with this package's optimizers, by state format and masters, and with AdamW.
 
     Args:
-        params: the model's parameters, for instance `model.parameters()`; those on the meta device count too.
+        model: the model or its parameters; those on the meta device count too, and of frozen ones only the parameters.
         rule: of the optimizer.
 
     Returns:
         A `Usage` for each state format, and where parameters have 16 bits each `master_weights`; for AdamW with states
-        in the parameters' dtype, as torch keeps them; and for AdamW with 8-bit states in blocks of 256 (bitsandbytes'
-        layout: 1 byte, and a float32 each block and state).
+        in the parameters' dtype, as torch keeps them, and where parameters have 16 bits for one of float32 masters; and
+        for AdamW with 8-bit states in blocks of 256 (bitsandbytes' layout: 1 byte, and a float32 each block and state).
     """
-    return _usage([(param.dtype, param.numel()) for param in params], rule)
+    params = list(model.parameters() if isinstance(model, Module) else model)
+    frozen = sum(param.numel() * param.itemsize for param in params if not param.requires_grad)
+    rows = _usage([(param.dtype, param.numel()) for param in params if param.requires_grad], rule)
+    return [row._replace(params=row.params + frozen) for row in rows]
 
 
 def usage_of_count(params: float, dtype: torch.dtype, rule: Rule = VSGD) -> list[Usage]:
-    """As `usage`, for a number of parameters of one dtype, in tensors none of which is small."""
+    """As `usage`, for a number of parameters of one dtype, in one tensor."""
     return _usage([(dtype, params)], rule)
 
 
@@ -65,7 +69,11 @@ def _usage(tensors: list[tuple[torch.dtype, float]], rule: Rule) -> list[Usage]:
         for kind, masters in _masters(tensors).items():
             rows.append(Usage(f"{rule.title}, {name}{kind}", own, own, states, masters))
     eight_bit = sum(2 * (1 + 4 / 256 if n >= SMALLEST else dtype.itemsize) * n for dtype, n in tensors)
-    return [*rows, Usage("AdamW", own, own, 2 * own, 0), Usage("AdamW, 8-bit", own, own, eight_bit, 0)]
+    rows.append(Usage("AdamW", own, own, 2 * own, 0))
+    if any(is_16_bit(dtype) for dtype, _ in tensors):
+        wide = sum(arithmetic_dtype(dtype).itemsize * n for dtype, n in tensors)
+        rows.append(Usage("AdamW, fp32 masters", own, own, 2 * wide, sum(4 * n for d, n in tensors if is_16_bit(d))))
+    return [*rows, Usage("AdamW, 8-bit", own, own, eight_bit, 0)]
 
 
 def _masters(tensors: list[tuple[torch.dtype, float]]) -> dict[str, float]:
@@ -83,9 +91,12 @@ def _state_bytes(name: str, rule: Rule, dtype: torch.dtype, n: float) -> float:
 
 
 def as_text(rows: list[Usage]) -> str:
-    """The rows as a table, in GB of 10^9 bytes."""
-    lines = [f"{'':24}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{'total GB':>12}"]
+    """The rows as a table, in GB of 10^9 bytes, or for small models MB or kB."""
+    largest = max(row.total for row in rows)
+    unit, size_of_unit = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= s or u == "kB")
+    total = f"total {unit}"
+    lines = [f"{'':24}{'parameters':>12}{'gradients':>12}{'states':>12}{'masters':>12}{total:>12}"]
     for row in rows:
         sizes = (row.params, row.grads, row.states, row.masters, row.total)
-        lines.append(f"{row.optimizer:24}" + "".join(f"{size / 1e9:12.3f}" for size in sizes))
+        lines.append(f"{row.optimizer:24}" + "".join(f"{size / size_of_unit:12.3f}" for size in sizes))
     return "\n".join(lines)

@@ -9,18 +9,25 @@ from ..batch import Batch, Gradients
 from .library import why_not_loaded
 from .table import Table
 
+#: In the order of ``csrc/step_cpu.h``'s Isa.
+ISAS = ("auto", "baseline", "avx2", "avx512", "avx512vbmi")
+
 
 class CppBackend:
     """``csrc/`` compiled: AVX-512, AVX2 with FMA, or baseline code, chosen at run time, with the same bits."""
 
     name = "cpp"
     device_types: tuple[str, ...] | None = ("cpu",)
-    #: "auto", or the instruction set to use: "baseline", "avx2", "avx512", "avx512vbmi"
+    #: One of `ISAS`: the instruction set to use, "auto" being the best of this processor.
     isa = "auto"
 
     def why_unavailable(self) -> str | None:
         """Why the kernels are not there, or None."""
         return why_not_loaded()
+
+    def best_isa(self) -> str:
+        """The best instruction set of this processor, of those that the kernels are compiled for."""
+        return ISAS[torch.ops.vsgd_kernels._best_isa()]
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Table:
         """Builds the table of addresses."""

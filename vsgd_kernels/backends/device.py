@@ -117,6 +117,7 @@ class Prepared:
             style, extra = format_of(self.batch.states[i]), extra_bits(self.batch.lows[i])
             path = Path(param.dtype, bool(aligned[i]), bool(strided[i]), style, extra)
             paths.setdefault(path, []).append(i)
+        self._scalars: dict[torch.dtype, Tensor] = {}
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version
         self.launches = [Launch(self, path, indices) for path, indices in paths.items()]
@@ -148,13 +149,21 @@ class Prepared:
             self.copy(launch.grads, self.grads[launch.indices])
 
     def count_on_host(self, scalars: HostScalars) -> None:
-        """Counts a step, and gives each launch the scalars of it."""
+        """Counts a step, and gives the launches the scalars of it."""
         if scalars.count():
             self._streams.clear()  # none of them knows the new tensors
+            self._scalars.clear()
             for launch in self.launches:
                 launch.take_scalar_rows(self, scalars)
-        for launch in self.launches:
-            self.copy(launch.scalars, scalars.of(launch.scalars.dtype))
+        for dtype, shared in self._scalars.items():
+            self.copy(shared, scalars.of(dtype))
+
+    def scalars_of(self, dtype: torch.dtype, rows: int) -> Tensor:
+        """What the launches that compute in that dtype share: `HostScalars.of` on the device."""
+        if dtype not in self._scalars:
+            shape = (rows, self.batch.rule.scalar_count)
+            self._scalars[dtype] = torch.empty(shape, dtype=dtype, device=self.device)
+        return self._scalars[dtype]
 
     def take_hyper(self) -> None:
         """Takes the hyperparameters, as far as they have changed, and learning rates that are on the device."""
@@ -205,16 +214,13 @@ class Launch:
             self.take_scalar_rows(prepared, prepared.host_scalars)
         else:
             self.scalar_row = prepared.upload(torch.arange(len(rows), device="cpu"))
-            self.scalars = self._empty_scalars(prepared, len(rows))
+            shape = (len(rows), prepared.batch.rule.scalar_count)
+            self.scalars = torch.empty(shape, dtype=arithmetic_dtype(path.dtype), device=prepared.device)
 
     def take_scalar_rows(self, prepared: Prepared, scalars: HostScalars) -> None:
         """Takes each tensor's row of the scalars that the host computes."""
         self.scalar_row = prepared.upload(scalars.row[self.indices])
-        self.scalars = self._empty_scalars(prepared, int(scalars.row.max()) + 1)
-
-    def _empty_scalars(self, prepared: Prepared, rows: int) -> Tensor:
-        shape = (rows, prepared.batch.rule.scalar_count)
-        return torch.empty(shape, dtype=arithmetic_dtype(self.path.dtype), device=prepared.device)
+        self.scalars = prepared.scalars_of(arithmetic_dtype(self.path.dtype), int(scalars.row.max()) + 1)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that lies on the device."""
