@@ -76,11 +76,13 @@ class Entry(NamedTuple):
         bytes_per_parameter: the byte limit: what a float32 step must move at least. Parameter and states are read and
             written, the gradient is read.
         slow: makes many passes over memory; benchmarks step it less often, so that they end.
+        replayed: what is measured is a CUDA graph that was captured of a step.
     """
 
     make: Callable[[Params], torch.optim.Optimizer]
     bytes_per_parameter: int
     slow: bool = False
+    replayed: bool = False
 
 
 _VSGD_BYTES = 4 * (2 + 3 * 2 + 1)
@@ -97,7 +99,7 @@ def _fused(params: Params) -> torch.optim.Optimizer:
     return vsgd_kernels.VSGD(params, lr=1e-2)
 
 
-def _ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: str) -> Callable[[Params], torch.optim.Optimizer]:
+def _ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: Any) -> Callable[[Params], torch.optim.Optimizer]:
     return lambda params: rule(params, lr=1e-2, **settings)
 
 
@@ -136,6 +138,10 @@ GPU_OPTIMIZERS: dict[str, Entry] = {
             ("q8", _VSGD_Q8_BYTES),
             ("packed16", _VSGD_PACKED16_BYTES),
         )
+        for backend in ("triton", "cuda")
+    },
+    **{
+        f"vsgd ({backend}, replayed)": Entry(_ours(backend=backend, capturable=True), _VSGD_BYTES, replayed=True)
         for backend in ("triton", "cuda")
     },
     "constantvsgd (triton)": Entry(_ours(vsgd_kernels.ConstantVSGD, backend="triton"), _ADAMW_BYTES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -24,19 +25,18 @@ def environment() -> dict[str, str | float]:
 
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": _driver(),
+        "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cpu": cpu_model(),
+        "commit": _output_of("git", "rev-parse", "--short", "HEAD"),
         "copy_gb_per_s": copy_bandwidth(),
     }
 
 
-def _driver() -> str:
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _output_of(*command: str) -> str:
+    """The first line that a command prints, or "unknown" where it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
@@ -99,12 +99,25 @@ def peak_mib(work: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def replay_of(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """What replays a step that is captured now; it keeps the optimizer, whose tables the graph reads."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+
+    def replay(_: torch.optim.Optimizer = optimizer) -> None:
+        graph.replay()
+
+    return replay
+
+
 def measure(case: str, name: str, entry: Entry) -> Row:
     """Measures one optimizer over the parameters of one case, float32."""
     params = make_params(GPU_CASES[case], "cuda")
-    numel, step = count(GPU_CASES[case]), entry.make(params).step
+    numel, optimizer = count(GPU_CASES[case]), entry.make(params)
     times = SLOW_STEPS if entry.slow else STEPS
-    step()
+    optimizer.step()
+    step = replay_of(optimizer) if entry.replayed else optimizer.step
     ms = None if entry.slow else device_ms(step, times)  # what is slow launches more kernels than fit the queue
     return {
         "case": case,
