@@ -26,20 +26,20 @@ Settled = tuple[float, float]
 Store = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
 
 
-def gradients(problem: str, steps: int) -> Iterator[Tensor]:
+def gradients(problem: str, steps: int, seed: int = 1) -> Iterator[Tensor]:
     """Noise of 1e-2 around a mean of 2e-3, scaled; the same ones each time."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     octaves = torch.rand(ELEMENTS, generator=generator) * 10 - 5 if problem == "mixed" else torch.zeros(ELEMENTS)
     for _ in range(steps):
         yield (torch.randn(ELEMENTS, generator=generator) * 1e-2 + 2e-3) * 2.0**octaves
 
 
-def settled(problem: str, style: str, steps: int = STEPS, last: int = LAST) -> Settled:
+def settled(problem: str, style: str, steps: int = STEPS, last: int = LAST, seed: int = 1) -> Settled:
     """Mean and spread of the step in one of the package's formats, by its own kernels."""
     param = torch.nn.Parameter(torch.zeros(ELEMENTS))
     optimizer = VSGD([param], lr=1e-2, state_format=style)
     total = torch.zeros(ELEMENTS)
-    for t, param.grad in enumerate(gradients(problem, steps)):
+    for t, param.grad in enumerate(gradients(problem, steps, seed)):
         optimizer.step()
         if t >= steps - last:
             (posterior,) = optimizer.get_current_posterior()
@@ -47,11 +47,11 @@ def settled(problem: str, style: str, steps: int = STEPS, last: int = LAST) -> S
     return (total / last).mean().item(), (total / last).std().item()
 
 
-def settled_in(problem: str, store: Store, steps: int = STEPS, last: int = LAST) -> Settled:
+def settled_in(problem: str, store: Store, steps: int = STEPS, last: int = LAST, seed: int = 1) -> Settled:
     """Mean and spread of the step where `store` stands for the format, in plain torch."""
     states: Sequence[Tensor] = [torch.full((ELEMENTS,), x) for x in rules.VSGD.initial(_ROW, torch.float32)]
     total = torch.zeros(ELEMENTS)
-    for t, grad in enumerate(gradients(problem, steps), 1):
+    for t, grad in enumerate(gradients(problem, steps, seed), 1):
         scalars = rules.VSGD.scalars(t, _ROW, torch.float32)
         _, new = reference.vsgd(grad, grad, tuple(states), scalars)
         states = store(new, t)
@@ -75,13 +75,17 @@ def nearest(style: str) -> Store:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.stationarity", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
-    steps = parser.parse_args(argv).steps
+    parser.add_argument("--seed", type=int, default=1, help="of the gradients (default: %(default)s)")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)  # more only wait for each other at this size
     measured: dict[str, list[Settled]] = {
-        style: [settled(problem, style, steps) for problem in PROBLEMS] for style in FORMATS
+        style: [settled(problem, style, args.steps, seed=args.seed) for problem in PROBLEMS] for style in FORMATS
     }
     others = {f"{style}, to nearest": nearest(style) for style in FORMATS if style != "fp32"}
-    measured |= {name: [settled_in(problem, store, steps) for problem in PROBLEMS] for name, store in others.items()}
+    measured |= {
+        name: [settled_in(problem, store, args.steps, seed=args.seed) for problem in PROBLEMS]
+        for name, store in others.items()
+    }
     rows = []
     for name, both in measured.items():
         cells = [name]
