@@ -98,7 +98,10 @@ class Bf16Codes {
   }
 
   // What rounds the codes of a block's elements from i on.
-  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return random_at<0, 16>(i, start); }
+  template <int>
+  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) {
+    return random_at<0, 16>(i, start);
+  }
 
   // Codes the numbers of a turn.
   template <bool rate>
@@ -188,8 +191,12 @@ class Q8Codes {
     return Vec::all([&](int i) { return _mm512_mul_ps(m.part[i], unit_); });
   }
 
-  // What rounds the codes of a block's elements from i on: 24 bits, for codes are made as the uppermost bytes of elements.
-  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) { return random_at<0, 8>(i, start); }
+  // What rounds the codes of state k of a block's elements from i on: 24 bits, for codes are made as the uppermost bytes of
+  // elements.
+  template <int k>
+  VSGD_FN static __m512i rounding(int64_t i, uint32_t start) {
+    return k == 1 ? random_at<16, 8>(i, start) : random_at<0, 8>(i, start);  // q8_random's
+  }
 
   // Codes the numbers of a turn.
   template <bool rate>

@@ -1,7 +1,8 @@
 // Random bits for stochastic rounding, the same on every backend whatever block, thread or order an element is stepped
 // in: each kCodes elements of a tensor share a hash of (seed, parameter, step, their number), in which each flips bits of its
 // own. Each element's bits are uniform, and new at every step; those of neighbours are evenly spread, so that their roundings
-// cancel rather than add up. An element's states are rounded by the same bits. (noise.py is the same in torch.)
+// cancel rather than add up. An element's states are rounded by the same bits, but for packed16's means and q8's first rates,
+// which take `other_bits`. (noise.py is the same in torch.)
 #pragma once
 
 #include "numbers.h"
@@ -47,5 +48,7 @@ struct Noise {
 
 // The random bits of element i of a block, of the first one's.
 VSGD_FN uint32_t random_of(uint32_t start, int64_t i) { return start ^ uint32_t(i) * kSpread; }
+// Other ones of them: the lower half, for what must not be rounded as something else is.
+VSGD_FN uint32_t other_bits(uint32_t random) { return random << 16; }
 
 }  // namespace vsgd

@@ -33,9 +33,6 @@ VSGD_FN bool has_nan(const float* state) {
   return nan;
 }
 
-// The bits that round a mean: other ones than round its rate, which decides on the mean's units.
-VSGD_FN uint32_t mean_random(uint32_t random) { return random << 16; }
-
 // What a block's words say of its codes, and how they are read and made. Of an unmarked block, `numbers` and `code` do.
 template <int states>
 struct Packed {
@@ -75,7 +72,8 @@ struct Packed {
   VSGD_FN uint16_t code(const float* state, uint32_t random) const {
     uint32_t word = rate_code(0, state, random) << mean_bits;
     if (two) word |= rate_code(1, state, random) << (mean_bits + length);
-    const uint32_t c = magnitude_code<shift>(in_units(state, random), per_unit, mean_random(random));
+    // By other bits than its rate, which decides on the mean's units.
+    const uint32_t c = magnitude_code<shift>(in_units(state, random), per_unit, other_bits(random));
     return uint16_t(word | ((bit_cast<int32_t>(state[0]) < 0 ? 0u - c : c) & mean_mask));
   }
 

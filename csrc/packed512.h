@@ -74,7 +74,7 @@ class PendingMeans {
     const __m512i x = _mm512_castps_si512(means[i]);
     // 2 + 2 m has the fraction of 1 + m, and in what is left of its exponent there is nothing to be subtracted.
     const __m512 y = _mm512_fmadd_ps(_mm512_castsi512_ps(magnitude(x)), per_unit, _mm512_set1_ps(2.0f));
-    const __m512i raise = random_at<16, 32 - Coding::shift>(i * Vec::width, start);  // mean_random's
+    const __m512i raise = random_at<16, 32 - Coding::shift>(i * Vec::width, start);  // other_bits'
     const __m512i c = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(y), raise), Coding::shift);
     const __m512i code = _mm512_mask_sub_epi32(c, _mm512_movepi32_mask(x), _mm512_setzero_si512(), c);
     // mask ? code : rates

@@ -110,18 +110,19 @@ VSGD_FN Q8 find_word(const float* numbers, int64_t n, const uint8_t*, uint32_t* 
   return Q8::of<rate>(*word);
 }
 
-// Codes n numbers of one state of a block, from element `first` on; start: the random bits of the block's first.
-template <bool rate>
+// Codes n numbers of state k of a block, from element `first` on; start: the random bits of the block's first.
+template <int k, bool rate>
 VSGD_FN void encode(const float* numbers, uint16_t* __restrict codes, int64_t first, int64_t n, const Q8&, uint32_t start) {
   for (int64_t i = 0; i < n; ++i) codes[i] = bf16_encode(numbers[i], random_of(start, first + i));
 }
-template <bool rate>
+template <int k, bool rate>
 VSGD_FN void encode(const float* numbers, uint8_t* __restrict codes, int64_t first, int64_t n, const Q8& coding,
                     uint32_t start) {
+  const auto random = [&](int64_t i) { return q8_random<k>(random_of(start, first + i)); };
   if (coding.has_nan) {
-    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code_or_nan<rate>(numbers[i], random_of(start, first + i));
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code_or_nan<rate>(numbers[i], random(i));
   } else {
-    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code<rate>(numbers[i], random_of(start, first + i));
+    for (int64_t i = 0; i < n; ++i) codes[i] = coding.code<rate>(numbers[i], random(i));
   }
 }
 
@@ -204,7 +205,7 @@ class Block {
     if constexpr (is_packed) {
       encode_packed<Rule::states>(numbers_, turn, n, codes(0) + turn, at_.words, start_);
     } else if constexpr (k < Rule::states) {
-      encode<Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, turn, n, coding_[k], start_);
+      encode<k, Rule::is_rate(k)>(numbers_[k] + turn, codes(k) + turn, turn, n, coding_[k], start_);
       encode_states<k + 1>(turn, n);
     }
   }

@@ -7,12 +7,12 @@
 
 namespace vsgd {
 
-// What rounds the codes of a turn.
-template <class Codes>
+// What rounds the codes of state k in a turn.
+template <class Codes, int k>
 struct Rounding {
   __m512i of[kVectors];
   VSGD_FN Rounding(int64_t turn, uint32_t start) {
-    for (int i = 0; i < kVectors; ++i) of[i] = Codes::rounding(turn + i * Vec::width, start);
+    for (int i = 0; i < kVectors; ++i) of[i] = Codes::template rounding<k>(turn + i * Vec::width, start);
   }
 };
 
@@ -85,9 +85,13 @@ class SeparateCoder {
   }
 
   // Codes the states of a turn.
+  template <int k = 0>
   VSGD_FN void code(int64_t turn) const {
-    const Rounding<Codes> rounding(turn, start_);
-    code_states(turn, rounding.of);
+    if constexpr (k < Rule::states) {
+      const Rounding<Codes, k> rounding(turn, start_);
+      codes_[k].template code<Rule::is_rate(k)>(numbers_.of[k] + turn, stored(k) + turn, rounding.of);
+      code<k + 1>(turn);
+    }
   }
 
   VSGD_FN void prefetch(int64_t turn) const {
@@ -111,14 +115,6 @@ class SeparateCoder {
       words_[k] = q8_word<rate>(ranges[k]);
       codes_[k] = Codes(Q8::of<rate>(words_[k]));
       find_words<k + 1>(ranges);
-    }
-  }
-
-  template <int k = 0>
-  VSGD_FN void code_states(int64_t turn, const __m512i* rounding) const {
-    if constexpr (k < Rule::states) {
-      codes_[k].template code<Rule::is_rate(k)>(numbers_.of[k] + turn, stored(k) + turn, rounding);
-      code_states<k + 1>(turn, rounding);
     }
   }
 

@@ -42,23 +42,23 @@ cudaStream_t current_stream(int32_t device) {
 
 // For the same kernels sm_100 takes some registers more.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-template <Format format>
-constexpr int kFewer = format == Format::q8 ? 2 : 1;
+template <class Rule, Format format>
+constexpr int kFewer = format != Format::q8 ? 1 : Rule::samples ? 3 : 2;
 #else
-template <Format format>
+template <class Rule, Format format>
 constexpr int kFewer = 0;
 #endif
 
 // Blocks on a multiprocessor at least, which bounds a thread's registers: as many as come out with nothing spilled.
-template <class P, Format format, Path path>
+template <class Rule, class P, Format format, Path path>
 constexpr int kResident = (sizeof(P) == 8                                     ? 3
                            : path != Path::aligned                            ? 5
                            : sizeof(P) == 2 || format == Format::packed16     ? 7
                                                                               : 8) -
-                          kFewer<format>;
+                          kFewer<Rule, format>;
 
 template <class Rule, class P, Format format, Path path>
-__global__ void __launch_bounds__(kThreads, (kResident<P, format, path>)) step_kernel(const Step step) {
+__global__ void __launch_bounds__(kThreads, (kResident<Rule, P, format, path>)) step_kernel(const Step step) {
   step_warp<Rule, P, format, path>(step, blockIdx.x, threadIdx.x / kLanes);
 }
 

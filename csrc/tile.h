@@ -186,7 +186,8 @@ struct Tile {
     } else {
       constexpr bool rate = Rule::is_rate(k);
       const Q8 block = Q8::of<rate>(word);
-      return nan ? block.template code_or_nan<rate>(state, random()) : block.template code<rate>(state, random());
+      const uint32_t bits = q8_random<k>(random());
+      return nan ? block.template code_or_nan<rate>(state, bits) : block.template code<rate>(state, bits);
     }
   }
 

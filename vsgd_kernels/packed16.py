@@ -43,18 +43,13 @@ def rate_bits(states: int) -> int:
     return 16 - MEAN_BITS[states]
 
 
-def mean_random(random: Tensor) -> Tensor:
-    """The bits that round means: other ones than round their rates, which decide on the means' units."""
-    return random << 16 & 0xFFFFFFFF
-
-
-def encode(values: Sequence[Tensor], random: Tensor, mean_random: Tensor) -> tuple[Tensor, Tensor]:
+def encode(values: Sequence[Tensor], random: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Words of elements, int16, and the blocks' words, [blocks, states] int32.
 
     Args:
         values: the numbers of a mean, and of one or two rates, float32.
         random: 32 random bits for each element, int64, that round its rates.
-        mean_random: the same for its mean.
+        others: the same for its mean, whose units the rates decide on.
     """
     states, numel = len(values), values[0].numel()
     nan = torch.stack([value.isnan() for value in values]).any(0)
@@ -69,7 +64,7 @@ def encode(values: Sequence[Tensor], random: Tensor, mean_random: Tensor) -> tup
     per_root_scale = ((190 - (bases[0] + (codes[0] << k) >> 24)) << 23).int().view(torch.float32)
     in_units = torch.where(nan, 0.0, mean.abs() * per_root_scale)
     largest = by_block(in_units.view(torch.int32), 0).amax(1).clamp(min=TINY_BITS)
-    code = magnitude_codes(in_units, largest, mean_random, SPANS[states], mean_shift(states))
+    code = magnitude_codes(in_units, largest, others, SPANS[states], mean_shift(states))
     packed = torch.where(mean.signbit(), -code, code) & _mean_mask(states) | codes[0] << MEAN_BITS[states]
     words = torch.stack([marked(largest, nan), *(word.int() for word in rate_words)], 1)
     if states == 3:

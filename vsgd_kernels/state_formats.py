@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import packed16, q8
-from .noise import CODES, STATE_NOISE, Noise
+from .noise import CODES, STATE_NOISE, Noise, other_bits
 from .rules import Rule, arithmetic_dtype
 
 #: The key of a parameter's blocks in its state, and that of its states where one tensor holds them all.
@@ -141,17 +141,18 @@ def encode(
         return
     numel, device = states[0].numel(), states[0].device
     if noise is None:
-        random = torch.full((numel,), 2**31, dtype=torch.int64, device=device)
+        random = others = torch.full((numel,), 2**31, dtype=torch.int64, device=device)
     else:
         random = noise.bits(numel, device, STATE_NOISE)
+        others = other_bits(random)
     flat = [_memory_order(value, states[0]).float() for value in values]
     if blocks is None:
         codes = [_encode_bf16(value, random) for value in flat]
     elif style == "q8":
-        codes, words = q8.encode(rule, flat, random)
+        codes, words = q8.encode(rule, flat, random, others)
         blocks.copy_(words)
     else:
-        packed, words = packed16.encode(flat, random, random if noise is None else packed16.mean_random(random))
+        packed, words = packed16.encode(flat, random, others)
         codes = [packed]
         blocks.copy_(words)
     for state, code in zip(states, codes, strict=True):

@@ -53,3 +53,9 @@ def master_noise(noise, first, BLOCK: tl.constexpr):
 def state_noise(noise, first, BLOCK: tl.constexpr):
     """32 random bits for each element's states."""
     return _random_bits(noise, first, _STATE_NOISE, BLOCK)
+
+
+@triton.jit
+def other_bits(random):
+    """Other ones of elements' random bits: the lower half, for what must not be rounded as something else is."""
+    return random << 16

@@ -8,7 +8,7 @@ import triton.language as tl
 from ...packed16 import MEAN_BITS, MOST_RATE, SPANS
 from .access import load, state_at, store
 from .blocks import each_of
-from .noise import state_noise
+from .noise import other_bits, state_noise
 from .q8 import (
     TINY_BITS,
     bit_length,
@@ -113,7 +113,7 @@ def store_states(
     largest = tl.maximum(largest, TINY_BITS)
     SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
     # By bits that did not round the rate, which decides on the mean's units.
-    code = magnitude_codes(in_units, largest, random << 16, SPAN, 25 - MEAN, BLOCK)
+    code = magnitude_codes(in_units, largest, other_bits(random), SPAN, 25 - MEAN, BLOCK)
     packed = packed | (tl.where(mean_bits < 0, -code, code) & ((1 << MEAN) - 1))
     packed, largest = marked(packed, largest, 1 << (MEAN - 1), number, there, nan, MASKED, BLOCK)
     store_words(words, largest, first, numel, MASKED, BLOCK)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...q8 import MEAN_SHIFT, SPAN
+from ...q8 import FIRST_RATE, MEAN_SHIFT, SPAN
 from ...q8 import TINY_BITS as _TINY_BITS
 from . import access
 from .access import entry, load, state_at, store
 from .blocks import CODES, blocks_from, each_of, max_of_blocks
-from .noise import state_noise
+from .noise import other_bits, state_noise
 from .rules import divide, fma
 
-_SPAN, _MEAN_SHIFT = tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT)
+_SPAN, _MEAN_SHIFT, _FIRST_RATE = tl.constexpr(SPAN), tl.constexpr(MEAN_SHIFT), tl.constexpr(FIRST_RATE)
 TINY_BITS = tl.constexpr(_TINY_BITS)
 _INFINITY = tl.constexpr(0x7F800000)
 
@@ -86,18 +86,19 @@ def store_states(
     random = state_noise(noise, first, BLOCK)
     nan = has_nan(state, STATES)
     for k in tl.static_range(STATES):
+        own = other_bits(random) if k == _FIRST_RATE else random
         bits = state[k].to(tl.int32, bitcast=True)
         number = state[k] == state[k]
         if (RATES >> k) & 1:
             low, high = rate_range(bits & 0x7FFFFFFF, number, there, nan, MASKED, BLOCK)
             word = _rate_word(low, high)
             step = each_of(word & 31, BLOCK)
-            raised = bits - each_of(word & -32, BLOCK) + (random >> (32 - step).to(tl.uint32)).to(tl.int32)
+            raised = bits - each_of(word & -32, BLOCK) + (own >> (32 - step).to(tl.uint32)).to(tl.int32)
             code = raised >> step
         else:
             magnitude = bits & 0x7FFFFFFF
             word = tl.maximum(highest(magnitude, number, there, nan, MASKED, BLOCK), TINY_BITS)
-            code = magnitude_codes(magnitude.to(tl.float32, bitcast=True), word, random, _SPAN, _MEAN_SHIFT, BLOCK)
+            code = magnitude_codes(magnitude.to(tl.float32, bitcast=True), word, own, _SPAN, _MEAN_SHIFT, BLOCK)
             code = tl.where(bits < 0, -code, code)
         code, word = marked(code, word, 255 if (RATES >> k) & 1 else 128, number, there, nan, MASKED, BLOCK)
         at = state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED)
