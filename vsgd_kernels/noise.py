@@ -3,8 +3,8 @@
 The same on every backend, whatever block, thread or order an element is stepped in, and the same again in a run that
 is resumed: each `CODES` elements of a tensor share a hash of (seed, parameter, step, their number), in which each flips
 bits of its own. Each element's bits are uniform, and new at every step; those of neighbours are evenly spread, so that
-their roundings cancel rather than add up. An element's states are rounded by the same bits, but for packed16's means and
-q8's first rates, which take `other_bits`.
+their roundings cancel rather than add up. An element's states are rounded by the same bits, but for packed16's means
+and q8's first rates, which take `other_bits`.
 """
 
 from __future__ import annotations
