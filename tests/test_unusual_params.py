@@ -125,3 +125,15 @@ def test_no_samples():
     param.grad_sample = []
     with pytest.raises(ValueError, match=r"grad_sample of parameter 0 of group 0 must hold one or more .*, got \[\]"):
         optimizer.accumulate()
+
+
+def test_samples_of_a_parameter_that_has_left():
+    params = [leaf(), leaf()]
+    optimizer = SampleVSGD([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer.accumulate()
+    optimizer.param_groups.pop()
+    optimizer.step()
+    assert list(optimizer._samples) == list(optimizer.state) == params[:1]
+    assert torch.equal(params[1], leaf())

@@ -158,8 +158,9 @@ class SampleVSGD(VSGD):
         self._check_scaler()
         for group in self.param_groups:
             hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
-        params = set(chain.from_iterable(group["params"] for group in self.param_groups))
-        self._samples = {param: samples for param, samples in self._samples.items() if param in params}
+        own = set(map(id, chain.from_iterable(group["params"] for group in self.param_groups)))
+        if not own.issuperset(map(id, self._samples)):  # a parameter has left the groups
+            self._samples = {param: samples for param, samples in self._samples.items() if id(param) in own}
         found = list(self._found())
         # One that has only a gradient is asked for its samples too, and so gets their variance, which is 0.
         self._take((name, p) for name, p in found if _has_samples(p) or self._samples_of(p).count)
