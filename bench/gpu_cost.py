@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -104,11 +105,11 @@ def replay_of(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         optimizer.step()
+    return partial(_replay, graph, optimizer)
 
-    def replay(_: torch.optim.Optimizer = optimizer) -> None:
-        graph.replay()
 
-    return replay
+def _replay(graph: torch.cuda.CUDAGraph, _: torch.optim.Optimizer) -> None:
+    graph.replay()
 
 
 def measure(case: str, name: str, entry: Entry) -> Row:

@@ -195,7 +195,7 @@ class Q8Codes {
   // elements.
   template <int k>
   VSGD_FN static __m512i rounding(int64_t i, uint32_t start) {
-    return k == 1 ? random_at<16, 8>(i, start) : random_at<0, 8>(i, start);  // q8_random's
+    return random_at<k == kFirstRate ? 16 : 0, 8>(i, start);  // q8_random's
   }
 
   // Codes the numbers of a turn.

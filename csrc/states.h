@@ -55,11 +55,11 @@ VSGD_FN float magnitude_of(uint32_t code, float unit) {
   return (bit_cast<float>(kOne + (code << shift)) - 1.0f) * unit;
 }
 
-// The bits that round state k: the first rate's are others than the second's, for of one noise in both the gain would be
-// off, and with it the steps by 1 %.
+// The bits that round state k; the first rate has others than the rest (docs/formats.md, Rounding, has the reason).
+constexpr int kFirstRate = 1;
 template <int k>
 VSGD_FN uint32_t q8_random(uint32_t random) {
-  return k == 1 ? other_bits(random) : random;
+  return k == kFirstRate ? other_bits(random) : random;
 }
 
 // What a block's word says of its codes, and how they are read and made. Of an unmarked block, `number` and `code` do.

@@ -23,7 +23,7 @@ ROUNDINGS = 5.0
 #: the step that states in few bits settle at, relative to that of float32
 STATIONARITY = {
     "bf16": {"mean": 0.01, "spread": 0.03},
-    "q8": {"mean": 0.01, "spread": 0.03},
+    "q8": {"mean": 0.005, "spread": 0.03},
     "packed16": {"mean": 0.05, "spread": 0.15},
 }
 #: the same of a rule that divides by the root of a rate alone, where a block spans 20 octaves and a code of q8 is 9 %

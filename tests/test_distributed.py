@@ -21,7 +21,7 @@ from tests.distributed import (
     train,
 )
 from tests.processes import Processes
-from vsgd_kernels import authors_state_dict, sharding, state_formats
+from vsgd_kernels import authors_state_dict, hyperparameters, reference, sharding, state_formats
 
 STEPS = 3
 
@@ -247,7 +247,9 @@ def ask_what_was_learned(style):
         own = {key: held(value) for key, value in optimizer.state[param].items()}
         numbers = state_formats.decoded(own, optimizer.rule)
         assert_same_values([held(saved[i][key]) for key in optimizer.rule.states], numbers)
-        assert_same_values([held(posterior.mean)], numbers[:1])
+        row = hyperparameters.settings(optimizer.rule.hyper, optimizer.param_groups[0]).row
+        w, variance = reference.vsgd_posterior(*numbers[1:], optimizer.rule.scalars(3, row, torch.float32).inv_a)
+        assert_same_values(map(held, posterior), [1 - w, numbers[0], variance])
         assert posterior.variance.placements == saved[i]["bg"].placements == param.placements
 
 

@@ -237,3 +237,14 @@ def test_codes_of_no_version(generator, style):
     del saved["param_groups"][0]["state_version"]
     with pytest.raises(ValueError, match=r"state_version: expected 1 beside (packed|blocks), found none"):
         optimizer.load_state_dict(saved)
+
+
+def test_masters_of_no_version():
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = VSGD([param])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["param_groups"][0]["state_version"]
+    with pytest.raises(ValueError, match="state_version: expected 1 beside low, found none"):
+        optimizer.load_state_dict(saved)

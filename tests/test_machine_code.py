@@ -154,6 +154,12 @@ def test_refused(capsys, monkeypatch):
     assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
 
 
+def test_machine_code_that_the_tools_do_not_know():
+    """nvdisasm no longer reads what Triton still compiles for the oldest."""
+    with pytest.raises(RuntimeError, match="nvdisasm cannot read the machine code: nvdisasm"):
+        machine_code.disassemble(b"no machine code")
+
+
 def test_text():
     entry = {"kernel": "float32 aligned", "rule": "vsgd", "format": "fp32", "path": "full", "registers": 48}
     text = machine_code.as_text([{**entry, "local_bytes": 0, "loads": {64: 1, 128: 5}, "stores": {}}])

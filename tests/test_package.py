@@ -46,6 +46,12 @@ def test_argument_then_variable_then_availability(monkeypatch):
     assert chosen_by(VSGD([leaf()])) == {"eager"}
 
 
+def test_importing_leaves_the_compiler_alone():
+    """torch._dynamo takes a second to import."""
+    code = "import sys, vsgd_kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_device_that_a_backend_does_not_serve():
     with pytest.raises(ValueError, match=r"backend='cpp' runs on cpu, got a parameter on cuda:0"):
         backends.choose("cpp", torch.device("cuda:0"))

@@ -8,7 +8,7 @@ import torch
 from bench import stationarity
 from tests.cases import CODED, ROUNDINGS, STATIONARITY
 from vsgd_kernels import rules, state_formats
-from vsgd_kernels.noise import CODES, MASTER_NOISE, STATE_NOISE, Noise, tensor_key
+from vsgd_kernels.noise import CODES, MASTER_NOISE, STATE_NOISE, Noise, other_bits, tensor_key
 
 
 def coded(style, mean, *rates):
@@ -48,16 +48,17 @@ def test_rounding_is_unbiased_in_blocks_of_many_octaves(style):
         assert (error.mean(0).abs() <= allowed).all(), name
 
 
-def random_bits(step, stream, blocks=2000):
+def random_bits(step, stream, blocks=2000, of=lambda bits: bits):
     """As numbers from 0 to 1."""
     bits = Noise.of(tensor_key(11, 2), step).bits(blocks * CODES, torch.device("cpu"), stream)
-    return bits.double() / 2**32
+    return of(bits).double() / 2**32
 
 
 def test_random_bits_are_uniform_and_independent():
-    """Of states and masters, of steps, and of the same place in two blocks; as far as that many blocks can tell."""
+    """Of states and masters, of steps, of the same place in two blocks, of halves; as far as that many blocks tell."""
     own = random_bits(9, STATE_NOISE)
     others = [random_bits(9, MASTER_NOISE), random_bits(10, STATE_NOISE), own.roll(CODES), own.roll(-3 * CODES)]
+    others.append(random_bits(9, STATE_NOISE, of=other_bits))
     columns = torch.stack([own, *others])
     blocks = columns.shape[1] / CODES
     assert (columns.mean(1) - 0.5).abs().max() < ROUNDINGS * math.sqrt(1 / 12 / blocks)
@@ -70,9 +71,9 @@ def test_random_bits_are_uniform_and_independent():
 
 
 def test_random_bits_of_a_block_are_evenly_spread():
-    """One of its elements is in each 128th of what there is; of the lower half, by which packed16 rounds means, too."""
-    own = random_bits(9, STATE_NOISE).view(-1, CODES)
-    for bits in (own, own * 2**16 % 1):
+    """One of its elements is in each 128th of what there is; of the other bits too."""
+    for own in (random_bits(9, STATE_NOISE), random_bits(9, STATE_NOISE, of=other_bits)):
+        bits = own.view(-1, CODES)
         torch.testing.assert_close((bits * CODES).long().sort(1).values, torch.arange(CODES).expand_as(bits))
 
 

@@ -66,11 +66,13 @@ def test_parameters_in_a_tuple():
 
 
 def test_lazy_parameters_and_gradient_release():
-    """Which torch cannot hook; without it they are stepped as soon as they have a shape."""
-    optimizer = VSGD([leaf()], gradient_release=True)
+    """Which torch cannot hook."""
+    param = leaf()
+    optimizer = VSGD([param], gradient_release=True)
     with pytest.raises(ValueError, match="parameter 0 of group 1 has no shape yet"):
         optimizer.add_param_group({"params": list(torch.nn.LazyLinear(3).parameters())})
     assert len(optimizer.param_groups) == 1
+    assert list(optimizer._release._handles) == [param]
     with pytest.raises(ValueError, match="parameter 0 of group 0 has no shape yet"):
         VSGD(torch.nn.LazyLinear(3).parameters(), gradient_release=True)
 
@@ -128,12 +130,32 @@ def test_no_samples():
 
 
 def test_samples_of_a_parameter_that_has_left():
+    """They are forgotten, before anything asks whether a GradScaler has seen them."""
     params = [leaf(), leaf()]
     optimizer = SampleVSGD([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
-    for param in params:
-        param.grad = torch.ones(3)
+    params[1].grad = torch.ones(3)
     optimizer.accumulate()
     optimizer.param_groups.pop()
+    params[0].grad, optimizer.found_inf = torch.ones(3), torch.zeros(())
     optimizer.step()
-    assert list(optimizer._samples) == list(optimizer.state) == params[:1]
+    assert params[1] not in optimizer._samples
+    assert list(optimizer.state) == params[:1]
     assert torch.equal(params[1], leaf())
+
+
+def test_lazy_parameters_are_stepped_once_they_have_a_shape():
+    model = torch.nn.LazyLinear(2)
+    optimizer = VSGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    assert (model.weight < before).all()
+
+
+def test_a_product_beyond_float32(backend):
+    """The weight that a step leaves would be infinite, and times a parameter of 0 NaN."""
+    optimizer, params = make(backend, stepped=True)
+    optimizer.param_groups[0].update(lr=1e30, weight_decay=1e30)
+    assert_refused(
+        optimizer, params, ValueError, r"weight_decay times lr must be finite in float32, got 1e\+30 and 1e\+30"
+    )

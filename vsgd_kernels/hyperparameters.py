@@ -162,6 +162,9 @@ def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
         words, holds = _LIMITS[name]
         if not holds(number):
             raise ValueError(f"{_title(name)} must be {words}, got {value!r}")
+    own = dict(zip(names, row, strict=True))
+    if own.get("lr", 0.0) * own.get("weight_decay", 0.0) >= _INFINITE:
+        raise ValueError(f"weight_decay times lr must be finite in float32, got {own['weight_decay']} and {own['lr']}")
     return row
 
 

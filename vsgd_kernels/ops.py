@@ -31,7 +31,7 @@ class Launch:
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with.
 
-        `check_scalar` must have passed grad_scale and found_inf.
+        `check_scalars` must have passed grad_scale and found_inf.
         """
         device = self.batch.params[0].device
         wait = device.type == "cpu"  # whose kernels read them at once
@@ -41,6 +41,12 @@ class Launch:
         self.backend.run(self._prepared, grads, grad_scale, found_inf)
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         torch.autograd.graph.increment_version(self.batch.params)
+
+
+def check_scalars(grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    """Raises TypeError where one is not as `step` describes it."""
+    check_scalar("grad_scale", grad_scale)
+    check_scalar("found_inf", found_inf)
 
 
 def check_scalar(name: str, scalar: Tensor | None) -> None:
@@ -99,8 +105,7 @@ def step(
         raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if not params:
         return
-    check_scalar("grad_scale", grad_scale)
-    check_scalar("found_inf", found_inf)
+    check_scalars(grad_scale, found_inf)
     names = [f"params[{i}]" for i in range(len(params))]
     n = len(params)
     for i in without_low or ():

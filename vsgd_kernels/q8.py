@@ -40,7 +40,7 @@ def encode(rule: Rule, values: Sequence[Tensor], random: Tensor, others: Tensor)
         rule: says which states are rates.
         values: float32.
         random: 32 random bits for each element, int64.
-        others: the same for its first rate. Rounded as the second is, the gain's noise would lower the steps by 1 %.
+        others: the same for its first rate (docs/formats.md, Rounding, has the reason).
     """
     coded = [
         (_encode_rates if key in rule.rates else _encode_means)(value, others if k == FIRST_RATE else random)

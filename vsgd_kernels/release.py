@@ -72,17 +72,17 @@ class Release:
         places = itertools.count()
         for i, group in enumerate(optimizer.param_groups):
             for j, param in enumerate(group["params"]):
-                place, before = next(places), old.get(param)
-                # What a stepper has prepared is for one place.
-                stays = before is not None and before.place == place
-                stepper = before.stepper if before and stays else Stepper(optimizer.rule, optimizer._backend)
-                self._spots[param] = _Spot(i, j, place, stepper)
                 if is_lazy(param):
                     name = param_name(optimizer.param_groups, i, j)
                     raise ValueError(
                         f"{name} has no shape yet, {type(param).__name__}, which gradient_release=True cannot hook; "
                         "run the model once before"
                     )
+                place, before = next(places), old.get(param)
+                # What a stepper has prepared is for one place.
+                stays = before is not None and before.place == place
+                stepper = before.stepper if before and stays else Stepper(optimizer.rule, optimizer._backend)
+                self._spots[param] = _Spot(i, j, place, stepper)
                 if param not in self._handles:
                     self._handles[param] = _hook(param, own)
         for param in self._handles.keys() - self._spots.keys():

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from . import hyperparameters, rules
 from .batch import check_grad, check_param
@@ -66,7 +67,7 @@ class SampleVSGD(VSGD):
 
     rule = rules.SAMPLE_VSGD
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     @torch.no_grad()
     def accumulate(self) -> None:
         """Takes each parameter's `grad_sample`, or else its `grad` as one sample, and sets both to None.
@@ -79,7 +80,7 @@ class SampleVSGD(VSGD):
         if not self._take(self._found()):
             raise RuntimeError("accumulate() found no parameter with a grad or grad_sample; call it after backward()")
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     @torch.no_grad()
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Brings together the samples of the processes of a group; every one of them must call it, before the step.
@@ -98,7 +99,7 @@ class SampleVSGD(VSGD):
             if total:
                 self._samples_of(param).all_reduce(total, group)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def discard(self) -> None:
         """Forgets all samples since the last step; gradients stay."""
         for samples in self._samples.values():
@@ -110,6 +111,12 @@ class SampleVSGD(VSGD):
             for j, param in enumerate(group["params"]):
                 if param.grad is not None or getattr(param, "grad_sample", None) is not None:
                     yield param_name(self.param_groups, i, j), param
+
+    def _forget_what_has_left(self) -> None:
+        """Drops the samples of parameters that are in no group any more."""
+        own = set(map(id, chain.from_iterable(group["params"] for group in self.param_groups)))
+        if not own.issuperset(map(id, self._samples)):
+            self._samples = {param: samples for param, samples in self._samples.items() if id(param) in own}
 
     def _check_scaler(self) -> None:
         """Raises RuntimeError where a GradScaler, which knows `.grad` alone, has left samples out."""
@@ -155,12 +162,10 @@ class SampleVSGD(VSGD):
 
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
+        self._forget_what_has_left()
         self._check_scaler()
         for group in self.param_groups:
             hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
-        own = set(map(id, chain.from_iterable(group["params"] for group in self.param_groups)))
-        if not own.issuperset(map(id, self._samples)):  # a parameter has left the groups
-            self._samples = {param: samples for param, samples in self._samples.items() if id(param) in own}
         found = list(self._found())
         # One that has only a gradient is asked for its samples too, and so gets their variance, which is 0.
         self._take((name, p) for name, p in found if _has_samples(p) or self._samples_of(p).count)

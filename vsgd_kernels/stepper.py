@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from . import parameter_state
 from .backends.device import capturing
 from .batch import Gradients, check_grad, check_param
-from .ops import check_scalar
+from .ops import check_scalars
 from .plan import Plan, Scope, gradients_of, operands_of
 from .rules import Rule
 from .state_formats import elementwise
@@ -66,8 +66,7 @@ class Stepper:
     def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         if not gradients.tensors:
             return
-        check_scalar("grad_scale", grad_scale)
-        check_scalar("found_inf", found_inf)  # which GradScaler makes 0, no tensor, where there is no gradient
+        check_scalars(grad_scale, found_inf)  # of no gradients GradScaler's found_inf is the int 0
         if capturing():
             _check_capture(scope)
         if self._plan is None or not self._plan.serves(scope, gradients):

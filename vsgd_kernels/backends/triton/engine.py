@@ -53,7 +53,7 @@ def step_constants(rule: Rule, path: Path, chunk: int, warps: int) -> dict[str, 
         "BIG": BOUNDS[arithmetic].big,
         "ALIGN": device.ALIGNMENT if path.aligned else 1,
         "STRIDED": path.strided,
-        # One widest access a thread and state; two take more registers than 64.
+        # One widest access a thread and state.
         "BLOCK": 32 * warps * device.ALIGNMENT // arithmetic.itemsize,
         "CHUNK": chunk,
     }
