@@ -41,9 +41,9 @@ $(VENV)/torch $(INTEGRATIONS)/torch: %/torch:
 	$*/bin/python $(pip) 'setuptools>=77' wheel numpy ninja
 	touch $@
 
-# The kernels are compiled against the torch of the environment, hence no build isolation.
+# The kernels are compiled against the torch of the environment, hence no build isolation; ninja is there too.
 $(VENV)/demo $(VENV)/test: $(VENV)/torch $(sources)
-	$(python) $(pip) --no-build-isolation --editable '.[$(notdir $@)]'
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(python) $(pip) --no-build-isolation --editable '.[$(notdir $@)]'
 	touch $@
 
 # An isolated build sees no torch and compiles nothing.
