@@ -245,7 +245,7 @@ def test_damaged_library(tmp_path, bare_python):
 def test_wheel_with_kernels(tmp_path, bare_python):
     """One wheel for every Python from 3.10 on; it steps on the fused kernel, as the installation compiled it."""
     python, site = bare_python
-    # Nor with ninja, where torch leaves it to ninja to see what is new, or with any compiler.
+    # Without a compiler nothing can be built anew, which torch would do where it finds ninja, in minutes.
     prebuilt = ROOT / "vsgd_kernels" / "_C.abi3.so"
     wheel = build(tmp_path, "--no-build-isolation", prebuilt=prebuilt, PATH="/nonexistent")
     assert "-cp310-abi3-" in wheel.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 from typing import Any, ClassVar, overload
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import backends, checkpoint, clipping, formats, hyperparameters, release, traced
 from .batch import check_dtype
-from .plan import Scope, param_name
+from .plan import Scope, param_name, params_of
 from .rules import Rule
 from .samples import Samples
 from .stepper import Stepper
@@ -78,7 +77,7 @@ class FusedOptimizer(Optimizer):
     def _find_params(self) -> None:
         """Takes note of the parameters that the groups hold now."""
         # A compiled program reads these: what it reads of param_groups, it would be compiled for.
-        self._params = [param for group in self.param_groups for param in group["params"]]
+        self._params = params_of(self.param_groups)
         if self._release is not None:
             self._release.find_params(self)
         elif self._gradient_release:
@@ -144,8 +143,7 @@ class FusedOptimizer(Optimizer):
         scope = Scope(self.param_groups, self.state, settings, variances)
         grad_scale = getattr(self, "grad_scale", None)
         if self._max_grad_norm is not None:
-            params = chain.from_iterable(group["params"] for group in self.param_groups)
-            grad_scale, self.grad_norm = clipping.clip(params, self._max_grad_norm, grad_scale)
+            grad_scale, self.grad_norm = clipping.clip(params_of(self.param_groups), self._max_grad_norm, grad_scale)
         self._stepper.step(scope, grad_scale, getattr(self, "found_inf", None))
 
     def accumulate_gradients(self) -> AbstractContextManager[None]:
@@ -177,12 +175,11 @@ class FusedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """See `Optimizer.state_dict`. What belongs to a DTensor can be loaded however many processes share it."""
         saved = super().state_dict()
-        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        params = params_of(self.param_groups)
         if any(map(is_traceable_wrapper_subclass, params)):
             from .sharded_checkpoint import saved_state  # here, for torch.distributed.tensor takes long to import
 
-            numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-            own = dict(zip(numbers, params, strict=True))
+            own = dict(zip(params_of(saved["param_groups"]), params, strict=True))  # numbers stand there for parameters
             saved["state"] = {
                 i: saved_state(self.rule, own[i], state) if i in own else state for i, state in saved["state"].items()
             }
@@ -203,8 +200,7 @@ class FusedOptimizer(Optimizer):
         """
 
         def convert(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-            converted = checkpoint.convert(loaded, self.rule, params, self.param_groups)
+            converted = checkpoint.convert(loaded, self.rule, params_of(self.param_groups), self.param_groups)
             for group in converted["param_groups"]:
                 hyperparameters.settings(self.rule.hyper, {**self.defaults, **group, "params": []})
             return converted
@@ -235,7 +231,7 @@ class FusedOptimizer(Optimizer):
 
 def _check_master_weights(value: str | None, groups: list[dict[str, Any]]) -> None:
     """Raises ValueError where somebody asks for masters that no parameter can have."""
-    dtypes = {param.dtype for group in groups for param in group["params"]}
+    dtypes = {param.dtype for param in params_of(groups)}
     if not any(map(formats.is_16_bit, dtypes)):
         found = ", ".join(sorted(map(str, dtypes)))
         raise ValueError(

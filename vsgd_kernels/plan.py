@@ -71,6 +71,11 @@ def operands_of(scope: Scope) -> Iterator[Operand]:
         place += len(group["params"])
 
 
+def params_of(param_groups: ParamGroups) -> list[Tensor]:
+    """The parameters of all groups, in order."""
+    return [param for group in param_groups for param in group["params"]]
+
+
 def param_name(param_groups: ParamGroups, group: int, i: int) -> str:
     """What errors call a parameter."""
     own_name = param_groups[group].get("param_names")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import cast
 
 import torch
@@ -13,7 +12,7 @@ from torch._compile import _disable_dynamo
 
 from . import hyperparameters, rules
 from .batch import check_grad, check_param
-from .plan import param_name
+from .plan import param_name, params_of
 from .samples import Samples
 from .vsgd import VSGD
 
@@ -92,7 +91,7 @@ class SampleVSGD(VSGD):
             group: the processes; None stands for all of them.
         """
         self._take(self._found())
-        params = [param for param_group in self.param_groups for param in param_group["params"]]
+        params = params_of(self.param_groups)
         counts = torch.tensor([self._samples_of(param).count for param in params], device=params[0].device)
         dist.all_reduce(counts, group=group)
         for param, total in zip(params, counts.tolist(), strict=True):
@@ -114,7 +113,7 @@ class SampleVSGD(VSGD):
 
     def _forget_what_has_left(self) -> None:
         """Drops the samples of parameters that are in no group any more."""
-        own = set(map(id, chain.from_iterable(group["params"] for group in self.param_groups)))
+        own = set(map(id, params_of(self.param_groups)))
         if not own.issuperset(map(id, self._samples)):
             self._samples = {param: samples for param, samples in self._samples.items() if id(param) in own}
 

@@ -15,7 +15,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from .plan import Part, Scope
+from .plan import Part, Scope, params_of
 
 
 def local(value: Any) -> Any:
@@ -66,7 +66,7 @@ class LocalView:
         Raises:
             TypeError: a DTensor's gradient is none.
         """
-        params = [param for group in scope.param_groups for param in group["params"]]
+        params = params_of(scope.param_groups)
         self._held = {param: self._hold(param) for param in params if isinstance(param, DTensor)}
         self._seen = {param: seen for param, seen in self._seen.items() if param in self._held}
         for param, (_, own) in self._held.items():

@@ -15,6 +15,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from .plan import params_of
+
 if TYPE_CHECKING:
     from .optimizer import FusedOptimizer
 
@@ -60,7 +62,7 @@ def _step_optimizer(
         optimizer: its number.
     """
     own = _OPTIMIZERS[optimizer]
-    every = [param for group in own.param_groups for param in group["params"]]
+    every = params_of(own.param_groups)
     if list(map(id, every)) != list(map(id, own._params)):
         raise RuntimeError(
             "param_groups hold other parameters than they did when the program was compiled, and were not changed by "

@@ -161,9 +161,12 @@ class Prepared:
     def scalars_of(self, dtype: torch.dtype, rows: int) -> Tensor:
         """What the launches that compute in that dtype share: `HostScalars.of` on the device."""
         if dtype not in self._scalars:
-            shape = (rows, self.batch.rule.scalar_count)
-            self._scalars[dtype] = torch.empty(shape, dtype=dtype, device=self.device)
+            self._scalars[dtype] = self.empty_scalars(dtype, rows)
         return self._scalars[dtype]
+
+    def empty_scalars(self, dtype: torch.dtype, rows: int) -> Tensor:
+        """Room on the device for so many rows of scalars."""
+        return torch.empty((rows, self.batch.rule.scalar_count), dtype=dtype, device=self.device)
 
     def take_hyper(self) -> None:
         """Takes the hyperparameters, as far as they have changed, and learning rates that are on the device."""
@@ -214,8 +217,7 @@ class Launch:
             self.take_scalar_rows(prepared, prepared.host_scalars)
         else:
             self.scalar_row = prepared.upload(torch.arange(len(rows), device="cpu"))
-            shape = (len(rows), prepared.batch.rule.scalar_count)
-            self.scalars = torch.empty(shape, dtype=arithmetic_dtype(path.dtype), device=prepared.device)
+            self.scalars = prepared.empty_scalars(arithmetic_dtype(path.dtype), len(rows))
 
     def take_scalar_rows(self, prepared: Prepared, scalars: HostScalars) -> None:
         """Takes each tensor's row of the scalars that the host computes."""
