@@ -15,14 +15,16 @@
 #define VSGD_X86 0
 #endif
 
-// Compiles all functions from there on for AVX-512 with byte permutations.
+// Compiles all functions from there on for AVX2, for AVX-512, and for that with byte permutations.
 #define VSGD_PRAGMA_OF(text) _Pragma(#text)
 #define VSGD_PRAGMA(text) VSGD_PRAGMA_OF(text)
+#define VSGD_AVX2_FROM_HERE VSGD_PRAGMA(GCC target("avx2,fma"))
+#define VSGD_AVX512_FROM_HERE VSGD_PRAGMA(GCC target(VSGD_AVX512_FEATURES))
 #define VSGD_AVX512VBMI_FROM_HERE VSGD_PRAGMA(GCC target(VSGD_AVX512_FEATURES ",avx512vbmi"))
 
-// Whether run_avx512.cpp is compiled, which needs GCC's way to name the instruction set of a file.
+// Whether what is written by hand is compiled, which needs GCC's way to name the instruction set of a file.
 #if VSGD_X86 && !defined(__clang__)
-#define VSGD_BY_HAND_AVX512 1
+#define VSGD_BY_HAND 1
 #else
-#define VSGD_BY_HAND_AVX512 0
+#define VSGD_BY_HAND 0
 #endif

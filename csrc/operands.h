@@ -2,8 +2,8 @@
 #pragma once
 
 #include "chunks.h"
+#include "draw.h"
 #include "formats.h"
-#include "philox.h"
 
 namespace vsgd {
 
@@ -20,6 +20,7 @@ struct Operands {
   Draw draw;  // of rules that draw
   const typename Arithmetic<P>::type* variance;  // of rules that take samples
   int64_t block;  // number in its tensor
+  DrawBlock draw_block = nullptr;  // by hand, where there is such for the instruction set
 
   // On by n elements, which are whole blocks; S: an element of a state in memory. In place: of a copy made anew for each
   // block, gcc keeps more in registers than there are.

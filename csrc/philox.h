@@ -6,22 +6,26 @@
 
 namespace vsgd {
 
-struct Four {
-  uint32_t word[4];
+// Word: a word, or the words of many counters side by side (draw_vectors.h).
+template <class Word>
+struct FourOf {
+  Word word[4];
 
   // Word i modulo 4, where i is known only at run time: an index would put the words into memory.
-  VSGD_FN uint32_t at(int64_t i) const {
-    const uint32_t low = i & 1 ? word[1] : word[0], high = i & 1 ? word[3] : word[2];
+  VSGD_FN Word at(int64_t i) const {
+    const Word low = i & 1 ? word[1] : word[0], high = i & 1 ? word[3] : word[2];
     return i & 2 ? high : low;
   }
 };
+using Four = FourOf<uint32_t>;
 
 VSGD_FN uint32_t high_half(uint32_t x, uint32_t y) { return uint32_t((uint64_t(x) * y) >> 32); }
 
-VSGD_FN Four philox(uint32_t key0, uint32_t key1, Four counter) {
-  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+template <class Word>
+VSGD_FN FourOf<Word> philox(uint32_t key0, uint32_t key1, FourOf<Word> counter) {
+  Word c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   for (int round = 0; round < 10; ++round) {
-    const uint32_t next0 = high_half(0xcd9e8d57u, c2) ^ c1 ^ key0, next2 = high_half(0xd2511f53u, c0) ^ c3 ^ key1;
+    const Word next0 = high_half(0xcd9e8d57u, c2) ^ c1 ^ key0, next2 = high_half(0xd2511f53u, c0) ^ c3 ^ key1;
     c1 = 0xcd9e8d57u * c2;
     c3 = 0xd2511f53u * c0;
     c0 = next0;
@@ -45,8 +49,11 @@ struct Draw {
   VSGD_FN Draw from(int64_t first) const { return {key0, key1, place, seed_high, quad + uint64_t(first) / 4}; }
 
   // The words of elements 4 i to 4 i + 3; for i below 2^32 from a `first` that i does not carry over.
-  VSGD_FN Four words(uint32_t i) const {
-    return philox(key0, key1, {{uint32_t(quad) + i, uint32_t(quad >> 32), place, seed_high}});
+  VSGD_FN Four words(uint32_t i) const { return words_of(uint32_t(quad) + i, [](uint32_t word) { return word; }); }
+  // Of as many counters as there are in their lower words; all(word): that word, for each of them.
+  template <class Word, class All>
+  VSGD_FN FourOf<Word> words_of(const Word& lower, const All& all) const {
+    return philox<Word>(key0, key1, {{lower, all(uint32_t(quad >> 32)), all(place), all(seed_high)}});
   }
 };
 

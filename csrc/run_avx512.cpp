@@ -3,7 +3,7 @@
 // all may in the first step.
 #include "isa.h"
 
-#if VSGD_BY_HAND_AVX512
+#if VSGD_BY_HAND
 #include <immintrin.h>
 
 #include <algorithm>

@@ -19,9 +19,10 @@ struct GivenRun {
   VSGD_FN explicit GivenRun(const Operands<P>& at) : variance(at.variance) {
     if constexpr (Rule::draws) {
       const Draw draw = at.draw.from(at.block * kCodes);
-      for (uint32_t i = 0; i < kCodes / 4; ++i) {
-        const Four four = draw.words(i);
-        for (int j = 0; j < 4; ++j) words[4 * i + j] = four.word[j];
+      if (at.draw_block) {
+        at.draw_block(draw, words);
+      } else {
+        draw_words(draw);
       }
     }
   }
@@ -31,6 +32,14 @@ struct GivenRun {
     if constexpr (Rule::draws) given.word = words[i];
     if constexpr (Rule::samples) given.variance = bounded_variance(variance[i] * sign * sign);
     return given;
+  }
+
+ private:
+  VSGD_FN void draw_words(const Draw& draw) {
+    for (uint32_t i = 0; i < kCodes / 4; ++i) {
+      const Four four = draw.words(i);
+      for (int j = 0; j < 4; ++j) words[4 * i + j] = four.word[j];
+    }
   }
 };
 

@@ -10,7 +10,7 @@ Isa detect_isa() {
 #if VSGD_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return VSGD_BY_HAND_AVX512 && __builtin_cpu_supports("avx512vbmi") ? Isa::avx512vbmi : Isa::avx512;
+    return VSGD_BY_HAND && __builtin_cpu_supports("avx512vbmi") ? Isa::avx512vbmi : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;

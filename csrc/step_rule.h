@@ -24,9 +24,15 @@ struct Run {
 
   static void baseline(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
 #if VSGD_X86
-  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
-  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) { run<Rule, P, format>(at, n, s); }
-  static constexpr bool by_hand = VSGD_BY_HAND_AVX512 && kByHand<Rule, format>;
+  VSGD_AVX2 static void avx2(Operands<P> at, int64_t n, const Scalars& s) {
+    at.draw_block = draw_block_avx2;
+    run<Rule, P, format>(at, n, s);
+  }
+  VSGD_AVX512 static void avx512(Operands<P> at, int64_t n, const Scalars& s) {
+    at.draw_block = draw_block_avx512;
+    run<Rule, P, format>(at, n, s);
+  }
+  static constexpr bool by_hand = VSGD_BY_HAND && kByHand<Rule, format>;
   static void avx512vbmi(Operands<P> at, int64_t n, const Scalars& s) {
     if constexpr (by_hand) {
       const int64_t whole = n / kCodes * kCodes;
