@@ -83,6 +83,7 @@ class Block512 {
   // meanwhile() is called once.
   template <class Meanwhile>
   VSGD_FN void run(const Scalars& s, const Meanwhile& meanwhile) {
+    if constexpr (Rule::draws) draw_block_avx512(at_.draw.from(at_.block * kCodes), words_);
     coder_.open();
     infer(s);
     if (!Coder::moves_late) move_last(s);
@@ -127,6 +128,7 @@ class Block512 {
       Loaded own = next;
       if (i + Vec::size < kCodes) next = load_ahead(s, i + Vec::size);
       Given<Vec> given;
+      if constexpr (Rule::draws) given.word = words_ + i;
       if constexpr (Rule::samples) given.variance = Vec::load(gradients_.variance + i);
       const Vec aux = Rule::infer(Vec::load(gradients_.ghat + i), own.gain, own.state, s, given);
       coder_.store(i, own.state);
@@ -159,6 +161,7 @@ class Block512 {
   const Gradients& gradients_;
   Coder coder_;
   Inferred inferred_[kCodes / Vec::size];
+  alignas(64) uint32_t words_[Rule::draws ? kCodes : 1];  // random
 };
 
 }  // namespace vsgd

@@ -46,12 +46,6 @@ struct Unfloored {
   }
 };
 
-// The codes of a turn, and of means their numbers in units, as the upper halves of floats.
-struct Turn {
-  const void* codes;
-  __m512i units[2];
-};
-
 // Orders of 16-bit words: those of each half of a vector as the upper halves of elements, and the other way round.
 struct Halves {
   alignas(64) uint16_t spread[2][32], joined[32];
@@ -84,13 +78,11 @@ class Bf16Codes {
   }
 
   template <bool rate>
-  VSGD_FN static Turn open(const S* codes) {
-    return {codes, {}};
-  }
-  // The numbers of half a turn's codes.
+  VSGD_FN static void open(const S*, __m512i*) {}
+  // The numbers of Vec::size codes.
   template <bool rate>
-  VSGD_FN Vec numbers(const Turn& turn, int half) const {
-    const __m512i words = _mm512_loadu_si512(static_cast<const S*>(turn.codes) + half * Vec::size);
+  VSGD_FN Vec numbers(const S* codes, const __m512i&) const {
+    const __m512i words = _mm512_loadu_si512(codes);
     return Vec::all([&](int i) {
       const __m512i order = _mm512_load_si512(kHalves.spread[i]);
       return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, order, words));
@@ -163,28 +155,26 @@ class Q8Codes {
         first_(_mm512_set1_epi8(char(q8.base >> q8.k))), unit_(_mm512_set1_ps(q8.unit)),
         per_unit_(_mm512_set1_ps(2.0f * q8.per_unit)) {}
 
+  // Of a turn of means, finds the numbers of each half in units, as the upper halves of floats.
   template <bool rate>
-  VSGD_FN static Turn open(const S* codes) {
-    Turn turn{codes, {}};
+  VSGD_FN static void open(const S* codes, __m512i* units) {
     if (!rate) {
       // In an order that unpacking by bytes, and then by words, within lanes, undoes.
       const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
       const __m512i code = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
       const __m512i low = looked_up(code, kUnits.low), high = looked_up(code, kUnits.high);
       const __m512i with_signs = _mm512_ternarylogic_epi32(high, code, broadcast(0x80808080u), 0xf8);  // high | code & sign
-      turn.units[0] = _mm512_unpacklo_epi8(low, with_signs);
-      turn.units[1] = _mm512_unpackhi_epi8(low, with_signs);
+      units[0] = _mm512_unpacklo_epi8(low, with_signs);
+      units[1] = _mm512_unpackhi_epi8(low, with_signs);
     }
-    return turn;
   }
-  // The numbers of half a turn's codes.
+  // The numbers of Vec::size codes; units: of means, what `open` found.
   template <bool rate>
-  VSGD_FN Vec numbers(const Turn& turn, int half) const {
+  VSGD_FN Vec numbers(const S* codes, const __m512i& units) const {
     if (rate) {
-      const S* codes = static_cast<const S*>(turn.codes) + half * Vec::size;
       return Vec::all([&](int i) { return rate_of(codes + i * Vec::width); });
     }
-    const __m512i none = _mm512_setzero_si512(), units = turn.units[half];
+    const __m512i none = _mm512_setzero_si512();
     Vec m;
     m.part[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, units));
     m.part[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, units));

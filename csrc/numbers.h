@@ -61,6 +61,14 @@ VSGD_FN double fma(double x, double y, double z) { return x * y + z; }
 // at_least(NaN, floor) is NaN.
 template <class A>
 VSGD_FN A at_least(A x, A floor) { return floor > x ? floor : x; }
+// The same, also on vectors (vec512.h), of which `at_least` is left out.
+template <class A>
+VSGD_FN A always_at_least(A x, A floor) { return at_least(x, floor); }
+
+// Random bits for a number, and 1 where the upper 24 of them are below `kept`, which is one of 24 bits; else 0.
+template <class A> struct WordOf { using type = uint32_t; };
+template <class A>
+VSGD_FN A one_below(uint32_t word, A kept) { return A(int32_t(word >> 8)) < kept ? A(1) : A(0); }
 
 // Finite gradients are clamped to ±big; NaN and ±Inf give NaN, which stays in its own element.
 template <class A>

@@ -61,7 +61,7 @@ VSGD_FN float least_unfloored(float rho, float per_rate) {
 // What `infer` takes beside an element's gradient, gain and states, where its rule says so.
 template <class A>
 struct Given {
-  uint32_t word;  // where Rule::draws: random bits
+  typename WordOf<A>::type word;  // where Rule::draws: random bits
   A variance;     // where Rule::samples: of the samples whose mean the gradient is
 };
 
@@ -223,11 +223,14 @@ struct StochGradAdam {
   template <class A>
   VSGD_FN static A infer(A ghat, A gain1, A* state, const Scalars<A>& s, const Given<A>& given) {
     A &m = state[0], &v = state[1];
-    A phi = (A(int32_t(given.word >> 8)) < s.kept ? A(1) : A(0)) * ghat;                  // U = (word >> 8) 2^-24
+    A phi = one_below(given.word, s.kept) * ghat;                                         // U = (word >> 8) 2^-24
     m = fma(s.beta1, m, gain1 * phi);
-    v = at_least(fma(s.beta2, v, s.gain2 * (phi * phi)), Bounds<A>::tiny);
+    v = always_at_least(fma(s.beta2, v, s.gain2 * (phi * phi)), Bounds<A>::tiny);
     return v;
   }
+
+  // Its floor always takes effect: elements that were not chosen yet, or have no gradients, lie on it.
+  VSGD_FN static float unfloored(const Scalars<float>&) { return Bounds<float>::tiny; }
 
   template <class A>
   VSGD_FN static A move(A theta, A m, A v, const Scalars<A>& s) {

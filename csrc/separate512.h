@@ -58,8 +58,8 @@ class SeparateCoder {
   VSGD_FN void load(int64_t i, Vec* state) {
     if constexpr (k < Rule::states) {
       constexpr bool rate = Rule::is_rate(k);
-      if (i % kTurn == 0) turns_[k] = Codes::template open<rate>(stored(k) + i);
-      state[k] = codes_[k].template numbers<rate>(turns_[k], i % kTurn != 0);
+      if (i % kTurn == 0) Codes::template open<rate>(stored(k) + i, units_);
+      state[k] = codes_[k].template numbers<rate>(stored(k) + i, units_[i % kTurn != 0]);
       load<k + 1>(i, state);
     }
   }
@@ -123,7 +123,7 @@ class SeparateCoder {
   uint32_t* words_;
   const uint32_t start_;  // the random bits of the first element
   Codes codes_[Rule::states];
-  Turn turns_[Rule::states];
+  __m512i units_[2];  // of each half of the turn's means
   Range512 ranges_[Rule::states];
 };
 

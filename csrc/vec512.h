@@ -60,8 +60,21 @@ VSGD_FN Vec square_root(const Vec& x) {
   return Vec::all([&](int i) { return _mm512_sqrt_ps(x.part[i]); });
 }
 
-// Nothing is floored: vectors are of blocks in which no floor would take effect.
+// Vectors are of blocks in which no floor would take effect, but those that always do.
 template <> struct Bounds<Vec> : Bounds<float> {};
 VSGD_FN Vec at_least(const Vec& x, float) { return x; }
+VSGD_FN Vec always_at_least(const Vec& x, float floor) {
+  return Vec::all([&](int i) { return _mm512_max_ps(_mm512_set1_ps(floor), x.part[i]); });
+}
+
+// Where the words are.
+template <> struct WordOf<Vec> { using type = const uint32_t*; };
+VSGD_FN Vec one_below(const uint32_t* words, const Vec& kept) {
+  return Vec::all([&](int i) {
+    const __m512i upper = _mm512_srli_epi32(_mm512_loadu_si512(words + i * Vec::width), 8);
+    const __mmask16 below = _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(upper), kept.part[i], _CMP_LT_OQ);
+    return _mm512_maskz_mov_ps(below, _mm512_set1_ps(1.0f));
+  });
+}
 
 }  // namespace vsgd
