@@ -99,7 +99,8 @@ def _fused(params: Params) -> torch.optim.Optimizer:
     return vsgd_kernels.VSGD(params, lr=1e-2)
 
 
-def _ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: Any) -> Callable[[Params], torch.optim.Optimizer]:
+def ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: Any) -> Callable[[Params], torch.optim.Optimizer]:
+    """What makes one of our optimizers."""
     return lambda params: rule(params, lr=1e-2, **settings)
 
 
@@ -114,15 +115,15 @@ BASELINE = "adamw (fused)"
 
 OPTIMIZERS: dict[str, Entry] = {
     "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
-    "vsgd (fused, bf16)": Entry(_ours(state_format="bf16"), _VSGD_BF16_BYTES),
-    "vsgd (fused, q8)": Entry(_ours(state_format="q8"), _VSGD_Q8_BYTES),
-    "vsgd (fused, packed16)": Entry(_ours(state_format="packed16"), _VSGD_PACKED16_BYTES),
-    "constantvsgd (fused)": Entry(_ours(vsgd_kernels.ConstantVSGD), _ADAMW_BYTES),
-    "samplevsgd (fused)": Entry(_ours(vsgd_kernels.SampleVSGD), _VSGD_BYTES + 4),
-    "stochgradadam (fused)": Entry(_ours(vsgd_kernels.StochGradAdam), _ADAMW_BYTES),
+    "vsgd (fused, bf16)": Entry(ours(state_format="bf16"), _VSGD_BF16_BYTES),
+    "vsgd (fused, q8)": Entry(ours(state_format="q8"), _VSGD_Q8_BYTES),
+    "vsgd (fused, packed16)": Entry(ours(state_format="packed16"), _VSGD_PACKED16_BYTES),
+    "constantvsgd (fused)": Entry(ours(vsgd_kernels.ConstantVSGD), _ADAMW_BYTES),
+    "samplevsgd (fused)": Entry(ours(vsgd_kernels.SampleVSGD), _VSGD_BYTES + 4),
+    "stochgradadam (fused)": Entry(ours(vsgd_kernels.StochGradAdam), _ADAMW_BYTES),
     BASELINE: Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True), _ADAMW_BYTES),
     "adamw (foreach)": Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True), _ADAMW_BYTES, slow=True),
-    "vsgd (eager)": Entry(_ours(backend="eager"), _VSGD_BYTES, slow=True),
+    "vsgd (eager)": Entry(ours(backend="eager"), _VSGD_BYTES, slow=True),
 }
 if find_spec("pytorch_optimizer"):
     OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, _VSGD_BYTES, slow=True)
@@ -130,9 +131,9 @@ if find_spec("pytorch_optimizer"):
 
 #: And what steps it there.
 GPU_OPTIMIZERS: dict[str, Entry] = {
-    **{f"vsgd ({backend})": Entry(_ours(backend=backend), _VSGD_BYTES) for backend in ("triton", "cuda")},
+    **{f"vsgd ({backend})": Entry(ours(backend=backend), _VSGD_BYTES) for backend in ("triton", "cuda")},
     **{
-        f"vsgd ({backend}, {state_format})": Entry(_ours(backend=backend, state_format=state_format), limit)
+        f"vsgd ({backend}, {state_format})": Entry(ours(backend=backend, state_format=state_format), limit)
         for state_format, limit in (
             ("bf16", _VSGD_BF16_BYTES),
             ("q8", _VSGD_Q8_BYTES),
@@ -141,12 +142,12 @@ GPU_OPTIMIZERS: dict[str, Entry] = {
         for backend in ("triton", "cuda")
     },
     **{
-        f"vsgd ({backend}, replayed)": Entry(_ours(backend=backend, capturable=True), _VSGD_BYTES, replayed=True)
+        f"vsgd ({backend}, replayed)": Entry(ours(backend=backend, capturable=True), _VSGD_BYTES, replayed=True)
         for backend in ("triton", "cuda")
     },
-    "constantvsgd (triton)": Entry(_ours(vsgd_kernels.ConstantVSGD, backend="triton"), _ADAMW_BYTES),
-    "samplevsgd (triton)": Entry(_ours(vsgd_kernels.SampleVSGD, backend="triton"), _VSGD_BYTES + 4),
-    "stochgradadam (triton)": Entry(_ours(vsgd_kernels.StochGradAdam, backend="triton"), _ADAMW_BYTES),
+    "constantvsgd (triton)": Entry(ours(vsgd_kernels.ConstantVSGD, backend="triton"), _ADAMW_BYTES),
+    "samplevsgd (triton)": Entry(ours(vsgd_kernels.SampleVSGD, backend="triton"), _VSGD_BYTES + 4),
+    "stochgradadam (triton)": Entry(ours(vsgd_kernels.StochGradAdam, backend="triton"), _ADAMW_BYTES),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }
 

@@ -58,6 +58,11 @@ struct Halves {
   }
 };
 constexpr Halves kHalves;
+// Those of one half of a vector.
+VSGD_FN __m512 upper_halves(__m512i words, int half) {
+  const __m512i order = _mm512_load_si512(kHalves.spread[half]);
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, order, words));
+}
 
 class Bf16Codes {
  public:
@@ -83,10 +88,7 @@ class Bf16Codes {
   template <bool rate>
   VSGD_FN Vec numbers(const S* codes, const __m512i&) const {
     const __m512i words = _mm512_loadu_si512(codes);
-    return Vec::all([&](int i) {
-      const __m512i order = _mm512_load_si512(kHalves.spread[i]);
-      return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, order, words));
-    });
+    return Vec::all([&](int i) { return upper_halves(words, i); });
   }
 
   // What rounds the codes of a block's elements from i on.

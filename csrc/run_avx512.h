@@ -9,7 +9,7 @@ namespace vsgd {
 
 // What run_avx512 does, as run_cpu.h does, to the bit.
 template <class Rule, Format format>
-constexpr bool kByHand = format != Format::fp32 && (format != Format::packed16 || Rule::states == 3);
+constexpr bool kByHand = format != Format::fp32;
 
 // Steps n elements, whole blocks, whose states are coded.
 template <class Rule, class P, Format format>
