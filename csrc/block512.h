@@ -16,20 +16,23 @@ VSGD_FN Vec load_vec(const P* p) {
   return Vec::load(numbers);
 }
 
-// The gradients of a block, and of samples their variances, multiplied by `sign` and by its square. kAsTheyAre: the
-// gradients are floats, and `sign` is 1.
+// What a block is given: its gradients, and of samples their variances, multiplied by `sign` and by its square, and the random
+// words of rules that draw. kAsTheyAre: the gradients are floats, and `sign` is 1.
 template <class Rule, bool kAsTheyAre>
-struct Gradients512 {
+struct Inputs512 {
   static constexpr int64_t variances = Rule::samples ? kCodes : 0;
   const float* ghat;
   alignas(64) float variance[variances + 1];
-  bool plain;  // whether none need be bounded, and no variance is negative
+  alignas(64) uint32_t words[Rule::draws ? kCodes : 1];
+  bool plain;  // whether no gradient need be bounded, and no variance is negative
 
+  // Of the block that is `ahead` elements ahead.
   template <class P, class S>
-  VSGD_FN void read(const P* grad, const float* variances_from, const S& s) {
-    ghat = with_sign(grad, s.sign);
+  VSGD_FN void read(const Operands<P>& at, int64_t ahead, const S& s) {
+    if constexpr (Rule::draws) draw_block_avx512(at.draw.from(at.block * kCodes + ahead), words);
+    ghat = with_sign(at.grad + ahead, s.sign);
     for (int64_t i = 0; i < variances; i += Vec::size)
-      (Vec::load(variances_from + i) * s.sign * s.sign).store(variance + i);
+      (Vec::load(at.variance + ahead + i) * s.sign * s.sign).store(variance + i);
     // Most are small, which is soon seen.
     plain = all_below_two(1.0f, 1.0f) || all_below_two(kUnit, kUnit * kUnit);
   }
@@ -68,22 +71,21 @@ struct Gradients512 {
 };
 
 // One plain block. Coder: how its states are stored.
-template <class Rule, class P, class Coder, class Gradients>
+template <class Rule, class P, class Coder, class Inputs>
 class Block512 {
  public:
   using Scalars = typename Rule::template Scalars<Vec>;
 
   // kept: what the coder keeps from block to block.
-  VSGD_FN Block512(const Operands<P>& at, const Gradients& gradients, typename Coder::Kept& kept)
-      : at_(at), gradients_(gradients), coder_(at.state, at.words, at.noise.start(at.block, kStateNoise), kept) {}
+  VSGD_FN Block512(const Operands<P>& at, const Inputs& inputs, typename Coder::Kept& kept)
+      : at_(at), inputs_(inputs), coder_(at.state, at.words, at.noise.start(at.block, kStateNoise), kept) {}
 
   // Whether `run` may be called.
-  VSGD_FN bool is_plain(const Unfloored& rates) const { return gradients_.plain && coder_.is_plain(rates); }
+  VSGD_FN bool is_plain(const Unfloored& rates) const { return inputs_.plain && coder_.is_plain(rates); }
 
   // meanwhile() is called once.
   template <class Meanwhile>
   VSGD_FN void run(const Scalars& s, const Meanwhile& meanwhile) {
-    if constexpr (Rule::draws) draw_block_avx512(at_.draw.from(at_.block * kCodes), words_);
     coder_.open();
     infer(s);
     if (!Coder::moves_late) move_last(s);
@@ -128,9 +130,9 @@ class Block512 {
       Loaded own = next;
       if (i + Vec::size < kCodes) next = load_ahead(s, i + Vec::size);
       Given<Vec> given;
-      if constexpr (Rule::draws) given.word = words_ + i;
-      if constexpr (Rule::samples) given.variance = Vec::load(gradients_.variance + i);
-      const Vec aux = Rule::infer(Vec::load(gradients_.ghat + i), own.gain, own.state, s, given);
+      if constexpr (Rule::draws) given.word = inputs_.words + i;
+      if constexpr (Rule::samples) given.variance = Vec::load(inputs_.variance + i);
+      const Vec aux = Rule::infer(Vec::load(inputs_.ghat + i), own.gain, own.state, s, given);
       coder_.store(i, own.state);
       inferred_[i / Vec::size] = {own.state[0], aux};
       if (i > 0 && i <= kCodes - kLast * Vec::size) move(i - Vec::size, s);
@@ -158,10 +160,9 @@ class Block512 {
   }
 
   const Operands<P>& at_;
-  const Gradients& gradients_;
+  const Inputs& inputs_;
   Coder coder_;
   Inferred inferred_[kCodes / Vec::size];
-  alignas(64) uint32_t words_[Rule::draws ? kCodes : 1];  // random
 };
 
 }  // namespace vsgd

@@ -49,17 +49,17 @@ template <class Rule, class P, Format format, bool kAsTheyAre>
 void run_blocks(const Operands<P>& at, int64_t n, const typename Rule::template Scalars<float>& scalars) {
   using Coder = typename CoderOf<Rule, format>::type;
   using S = typename StoredState<format, float>::type;
-  using Gradients = Gradients512<Rule, kAsTheyAre>;
+  using Inputs = Inputs512<Rule, kAsTheyAre>;
   const auto s = splat<Rule>(scalars);
   const Unfloored unfloored(Rule::unfloored(scalars));
-  Gradients gradients;
-  gradients.read(at.grad, at.variance, s);
+  Inputs inputs;
+  inputs.read(at, 0, s);
   typename Coder::Kept kept;
   Operands<P> here = at;
   for (int64_t left = n; left > 0; left -= kCodes, here.template advance<S>(kCodes, Rule::states)) {
     const int64_t next = left > kCodes ? kCodes : 0;
-    const auto read_next = [&] { gradients.read(here.grad + next, here.variance + next, s); };
-    Block512<Rule, P, Coder, Gradients> block(here, gradients, kept);
+    const auto read_next = [&] { inputs.read(here, next, s); };
+    Block512<Rule, P, Coder, Inputs> block(here, inputs, kept);
     if (block.is_plain(unfloored)) {
       block.run(s, read_next);
     } else {
