@@ -21,8 +21,7 @@ VSGD_FN Vec load_vec(const P* p) {
 template <class Rule, bool kAsTheyAre>
 struct Inputs512 {
   static constexpr int64_t variances = Rule::samples ? kCodes : 0;
-  const float* ghat;
-  alignas(64) float variance[variances + 1];
+  const float *ghat, *variance;
   alignas(64) uint32_t words[Rule::draws ? kCodes : 1];
   bool plain;  // whether no gradient need be bounded, and no variance is negative
 
@@ -30,21 +29,21 @@ struct Inputs512 {
   template <class P, class S>
   VSGD_FN void read(const Operands<P>& at, int64_t ahead, const S& s) {
     if constexpr (Rule::draws) draw_block_avx512(at.draw.from(at.block * kCodes + ahead), words);
-    ghat = with_sign(at.grad + ahead, s.sign);
-    for (int64_t i = 0; i < variances; i += Vec::size)
-      (Vec::load(at.variance + ahead + i) * s.sign * s.sign).store(variance + i);
+    read_numbers(at.grad + ahead, at.variance + ahead, s.sign);
     // Most are small, which is soon seen.
     plain = all_below_two(1.0f, 1.0f) || all_below_two(kUnit, kUnit * kUnit);
   }
 
  private:
   template <class P>
-  VSGD_FN const float* with_sign(const P* grad, const Vec& sign) {
+  VSGD_FN void read_numbers(const P* grad, const float* variance_of_samples, const Vec& sign) {
     if constexpr (kAsTheyAre) {
-      return grad;
+      ghat = grad, variance = variance_of_samples;
     } else {
       for (int64_t i = 0; i < kCodes; i += Vec::size) (load_vec(grad + i) * sign).store(signed_ + i);
-      return signed_;
+      for (int64_t i = 0; i < variances; i += Vec::size)
+        (Vec::load(variance_of_samples + i) * sign * sign).store(signed_ + kCodes + i);
+      ghat = signed_, variance = signed_ + kCodes;
     }
   }
 
@@ -67,7 +66,7 @@ struct Inputs512 {
              _mm512_test_epi32_mask(in_variances, broadcast(0xc0000000u)));
   }
 
-  alignas(64) float signed_[kAsTheyAre ? 1 : kCodes];
+  alignas(64) float signed_[kAsTheyAre ? 1 : kCodes + variances];
 };
 
 // One plain block. Coder: how its states are stored.
@@ -109,6 +108,7 @@ class Block512 {
   VSGD_FN void prefetch(int64_t turn) const {
     prefetch_turn(at_.param + turn);
     prefetch_turn(at_.grad + turn + kCodes);  // which are read a block ahead
+    if (Rule::samples) prefetch_turn(at_.variance + turn + kCodes);
     coder_.prefetch(turn);
   }
 

@@ -90,7 +90,7 @@ MUTANTS = [
     ("block512.h", "seen(variance, variances, per_variance)", "seen(variance, 0, per_variance)"),
     ("block512.h", "broadcast(0xc0000000u)", "broadcast(0x40000000u)"),
     ("block512.h", "all_below_two(kUnit, kUnit * kUnit)", "true"),
-    ("block512.h", "(at.variance + ahead + i) * s.sign * s.sign", "(at.variance + ahead + i) * (s.sign * s.sign)"),
+    ("block512.h", "(variance_of_samples + i) * sign * sign", "(variance_of_samples + i) * (sign * sign)"),
     ("run_avx512.cpp", "scalars.sign == 1.0f", "scalars.sign != 0.0f"),
     ("vec512.h", "_mm512_fnmadd_ps(", "_mm512_fmadd_ps("),
     ("run_avx512.cpp", "left > kCodes ? kCodes : 0", "0"),
