@@ -85,11 +85,19 @@ class Entry(NamedTuple):
     replayed: bool = False
 
 
-_VSGD_BYTES = 4 * (2 + 3 * 2 + 1)
-_VSGD_BF16_BYTES = 4 * 3 + 3 * 2 * 2
-_VSGD_Q8_BYTES = 4 * 3 + 3 * 2  # and 0.19 of its blocks
-_VSGD_PACKED16_BYTES = 4 * 3 + 2 * 2  # and as much
-_ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)  # and every rule of two states
+#: Bytes of a state of an element, without a block's words; packed16 has two for all.
+_STATE_BYTES = {"fp32": 4, "bf16": 2, "q8": 1}
+
+
+def step_bytes(optimizer: type[Any] = vsgd_kernels.VSGD, state_format: str = "fp32") -> int:
+    """The byte limit of one of our optimizers."""
+    rule = optimizer.rule
+    states = 2 if state_format == "packed16" else len(rule.states) * _STATE_BYTES[state_format]
+    read = 8 if rule.samples else 4  # the gradient, and the variance of samples
+    return 2 * (4 + states) + read
+
+
+_ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)
 
 
 def _fused(params: Params) -> torch.optim.Optimizer:
@@ -99,9 +107,14 @@ def _fused(params: Params) -> torch.optim.Optimizer:
     return vsgd_kernels.VSGD(params, lr=1e-2)
 
 
-def ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: Any) -> Callable[[Params], torch.optim.Optimizer]:
+def _ours(rule: type[Any] = vsgd_kernels.VSGD, **settings: Any) -> Callable[[Params], torch.optim.Optimizer]:
     """What makes one of our optimizers."""
     return lambda params: rule(params, lr=1e-2, **settings)
+
+
+def entry(optimizer: type[Any] = vsgd_kernels.VSGD, state_format: str = "fp32", **settings: Any) -> Entry:
+    """One of our optimizers in the benchmark."""
+    return Entry(_ours(optimizer, state_format=state_format, **settings), step_bytes(optimizer, state_format))
 
 
 def _pytorch_optimizer(params: Params) -> torch.optim.Optimizer:
@@ -114,40 +127,36 @@ def _pytorch_optimizer(params: Params) -> torch.optim.Optimizer:
 BASELINE = "adamw (fused)"
 
 OPTIMIZERS: dict[str, Entry] = {
-    "vsgd (fused)": Entry(_fused, _VSGD_BYTES),
-    "vsgd (fused, bf16)": Entry(ours(state_format="bf16"), _VSGD_BF16_BYTES),
-    "vsgd (fused, q8)": Entry(ours(state_format="q8"), _VSGD_Q8_BYTES),
-    "vsgd (fused, packed16)": Entry(ours(state_format="packed16"), _VSGD_PACKED16_BYTES),
-    "constantvsgd (fused)": Entry(ours(vsgd_kernels.ConstantVSGD), _ADAMW_BYTES),
-    "samplevsgd (fused)": Entry(ours(vsgd_kernels.SampleVSGD), _VSGD_BYTES + 4),
-    "stochgradadam (fused)": Entry(ours(vsgd_kernels.StochGradAdam), _ADAMW_BYTES),
+    "vsgd (fused)": Entry(_fused, step_bytes()),
+    "vsgd (fused, bf16)": entry(state_format="bf16"),
+    "vsgd (fused, q8)": entry(state_format="q8"),
+    "vsgd (fused, packed16)": entry(state_format="packed16"),
+    "constantvsgd (fused)": entry(vsgd_kernels.ConstantVSGD),
+    "samplevsgd (fused)": entry(vsgd_kernels.SampleVSGD),
+    "stochgradadam (fused)": entry(vsgd_kernels.StochGradAdam),
     BASELINE: Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True), _ADAMW_BYTES),
     "adamw (foreach)": Entry(lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=True), _ADAMW_BYTES, slow=True),
-    "vsgd (eager)": Entry(ours(backend="eager"), _VSGD_BYTES, slow=True),
+    "vsgd (eager)": entry(backend="eager")._replace(slow=True),
 }
 if find_spec("pytorch_optimizer"):
-    OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, _VSGD_BYTES, slow=True)
+    OPTIMIZERS["vsgd (pytorch_optimizer)"] = Entry(_pytorch_optimizer, step_bytes(), slow=True)
 
 
 #: And what steps it there.
 GPU_OPTIMIZERS: dict[str, Entry] = {
-    **{f"vsgd ({backend})": Entry(ours(backend=backend), _VSGD_BYTES) for backend in ("triton", "cuda")},
+    **{f"vsgd ({backend})": entry(backend=backend) for backend in ("triton", "cuda")},
     **{
-        f"vsgd ({backend}, {state_format})": Entry(ours(backend=backend, state_format=state_format), limit)
-        for state_format, limit in (
-            ("bf16", _VSGD_BF16_BYTES),
-            ("q8", _VSGD_Q8_BYTES),
-            ("packed16", _VSGD_PACKED16_BYTES),
-        )
+        f"vsgd ({backend}, {state_format})": entry(state_format=state_format, backend=backend)
+        for state_format in ("bf16", "q8", "packed16")
         for backend in ("triton", "cuda")
     },
     **{
-        f"vsgd ({backend}, replayed)": Entry(ours(backend=backend, capturable=True), _VSGD_BYTES, replayed=True)
+        f"vsgd ({backend}, replayed)": entry(backend=backend, capturable=True)._replace(replayed=True)
         for backend in ("triton", "cuda")
     },
-    "constantvsgd (triton)": Entry(ours(vsgd_kernels.ConstantVSGD, backend="triton"), _ADAMW_BYTES),
-    "samplevsgd (triton)": Entry(ours(vsgd_kernels.SampleVSGD, backend="triton"), _VSGD_BYTES + 4),
-    "stochgradadam (triton)": Entry(ours(vsgd_kernels.StochGradAdam, backend="triton"), _ADAMW_BYTES),
+    "constantvsgd (triton)": entry(vsgd_kernels.ConstantVSGD, backend="triton"),
+    "samplevsgd (triton)": entry(vsgd_kernels.SampleVSGD, backend="triton"),
+    "stochgradadam (triton)": entry(vsgd_kernels.StochGradAdam, backend="triton"),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }
 

@@ -1,6 +1,6 @@
 // Philox on vectors. Its factors have 32 bits, and for the upper half of a product gcc multiplies numbers of 64: three times as
-// slow. Here each word has 64 bits of a vector for itself, of which the upper half is nothing. Only for files that are compiled for the
-// vectors' instruction set as a whole.
+// slow. Here each word has 64 bits of a vector for itself, of which the upper half is nothing. Only for files that are compiled
+// for the vectors' instruction set as a whole.
 #pragma once
 
 #include "draw.h"

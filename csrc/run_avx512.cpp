@@ -84,7 +84,7 @@ void run_avx512(const Operands<P>& at, int64_t n, const typename Rule::template 
 // Has it compiled for all that is run by hand, by naming it.
 template <class Rule, class P, Format format>
 void name_for() {
-  if constexpr (kByHand<Rule, format>) {
+  if constexpr (kByHand<format>) {
     const volatile auto named = &run_avx512<Rule, P, format>;
     (void)named;
   }

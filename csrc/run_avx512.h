@@ -8,7 +8,7 @@
 namespace vsgd {
 
 // What run_avx512 does, as run_cpu.h does, to the bit.
-template <class Rule, Format format>
+template <Format format>
 constexpr bool kByHand = format != Format::fp32;
 
 // Steps n elements, whole blocks, whose states are coded.

@@ -32,7 +32,7 @@ struct Run {
     at.draw_block = draw_block_avx512;
     run<Rule, P, format>(at, n, s);
   }
-  static constexpr bool by_hand = VSGD_BY_HAND && kByHand<Rule, format>;
+  static constexpr bool by_hand = VSGD_BY_HAND && kByHand<format>;
   static void avx512vbmi(Operands<P> at, int64_t n, const Scalars& s) {
     if constexpr (by_hand) {
       const int64_t whole = n / kCodes * kCodes;
