@@ -1,7 +1,8 @@
 """Builds the native kernels where torch and a C++17 compiler are at hand; without them the package is pure Python.
 
-Everything that needs neither is in pyproject.toml. The extension uses the LibTorch stable ABI and Python's limited
-API, so that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later.
+Everything that needs neither is in pyproject.toml. The kernels use the LibTorch stable ABI and Python's limited API, so
+that one wheel serves every torch from 2.11 on (by its symbols from 2.10 on) and Python 3.10 and later. Beside them is
+a module that serves the torch and the Python that it was built with, and is left alone by others.
 
 The CUDA kernels are built where nvcc is there and torch has CUDA; with VSGD_KERNELS_CUDA=1 wherever nvcc is, for any
 torch, and with VSGD_KERNELS_CUDA=0 nowhere. TORCH_CUDA_ARCH_LIST, such as "8.6;9.0", names other architectures than
@@ -62,9 +63,10 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
     extension.extra_link_args += ["-Wl,--no-as-needed", "-ltorch"]
 
 
+SNAPSHOT = "csrc/snapshot.cpp"
 extension = CppExtension(
     "vsgd_kernels._C",
-    sorted(map(str, Path("csrc").glob("*.cpp"))),
+    sorted({*map(str, Path("csrc").glob("*.cpp"))} - {SNAPSHOT}),
     depends=sorted(map(str, Path("csrc").glob("*.h"))),
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
     extra_compile_args={
@@ -93,6 +95,12 @@ extension = CppExtension(
     extra_link_args=[],
     py_limited_api=True,
 )
+snapshot = CppExtension(
+    "vsgd_kernels._snapshot",
+    [SNAPSHOT],
+    define_macros=[("VSGD_TORCH_VERSION", f'"{torch.__version__}"')],
+    extra_compile_args=["-O3", "-fvisibility=hidden", "-g0"],
+)
 
 
 class OptionalBuild(BuildExtension):
@@ -116,9 +124,18 @@ class OptionalBuild(BuildExtension):
             warnings.warn(f"building without native kernels, the compiler failed: {error}", stacklevel=1)
             self.extensions = []
 
+    def build_extension(self, ext: CppExtension) -> None:  # noqa: D102
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            if ext is not snapshot:
+                raise
+            warnings.warn(f"building without {ext.name}, steps take longer to begin: {error}", stacklevel=1)
+            self.extensions = [other for other in self.extensions if other is not ext]
+
 
 setup(
-    ext_modules=[extension],
+    ext_modules=[extension, snapshot],
     cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=cpp_extension.is_ninja_available())},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -61,6 +61,7 @@ def test_env(capsys, monkeypatch):
     assert __main__.main(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["torch", f"{torch.__version__},"] for line in lines)
+    assert "step checks   compiled for this torch" in lines
     assert any(line.split() == ["cpp", "cpu", "yes,", backends.BACKENDS["cpp"].best_isa()] for line in lines)
     assert any(line.split() == ["triton", "cuda,", "cpu", "yes"] for line in lines)
     assert any(line.split() == ["eager", "any", "device", "yes"] for line in lines)

@@ -12,6 +12,7 @@ import sys
 import torch
 
 from . import __version__, backends, machine_code, memory
+from .backends import library
 from .backends.cpp import CppBackend
 from .rules import RULES
 from .state_formats import FORMATS
@@ -25,11 +26,13 @@ def environment() -> str:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = "not installed"
+    slower = library.why_not_exact()
     lines = [
         f"vsgd_kernels  {__version__}",
         f"torch         {torch.__version__}, {torch.get_num_threads()} threads",
         f"triton        {triton}",
         f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"step checks   {f'slower: {slower}' if slower else 'compiled for this torch'}",
         f"CUDA device   {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
         "",
         "backend       runs on       available",

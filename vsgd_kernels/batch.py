@@ -23,7 +23,8 @@ class Gradients(NamedTuple):
     """The gradients of one step.
 
     Attributes:
-        tensors: the gradients.
+        tensors: the gradients; empty where they are laid out like those that a launch was prepared with, and no more
+            than their addresses is asked for.
         addresses: [tensors] int64 on the CPU, where they are.
         layouts: equal to that of an earlier step, and not None, where nothing has changed but the gradients' addresses:
             which parameters have one; devices, dtypes, shapes and strides of both; where the parameters are.
@@ -40,7 +41,7 @@ class Gradients(NamedTuple):
 
     def some(self, indices: list[int]) -> Gradients:
         """Those at the indices."""
-        return Gradients([self.tensors[i] for i in indices], self.addresses[indices])
+        return Gradients([self.tensors[i] for i in indices] if self.tensors else [], self.addresses[indices])
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends, state_formats
+from .backends.library import increment_versions
 from .batch import Batch, Gradients
 from .formats import is_16_bit
 from .rules import RULES, Rule
@@ -40,7 +41,7 @@ class Launch:
         )
         self.backend.run(self._prepared, grads, grad_scale, found_inf)
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
-        torch.autograd.graph.increment_version(self.batch.params)
+        increment_versions(self.batch.params)
 
 
 def check_scalars(grad_scale: Tensor | None, found_inf: Tensor | None) -> None:

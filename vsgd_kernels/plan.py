@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.library import Container, contents, identities, look
+from .backends.library import Container, Snapshot, contents, identities, look
 from .batch import Batch, Gradients
 from .formats import low_dtype
 from .hyperparameters import SEEDS, Settings
@@ -86,7 +86,7 @@ class Plan:
     """One launch for each device on which a parameter has a gradient, and there one for all that are capturable.
 
     A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more
-    than stepping them, so it is done for all of them in few calls (backends/library.py).
+    than stepping them, so it is done for all of them in one call (`unchanged`), or else in few (`serves`).
 
     Args:
         rule: the update rule.
@@ -132,6 +132,16 @@ class Plan:
         self._layouts = gradients_of(scope.param_groups).layouts
         self._kept = list(map(contents, self._containers(scope)))
         self._identities = identities(self._containers(scope))
+        self._snapshot = self._take_snapshot(scope)
+
+    def unchanged(self, scope: Scope) -> Gradients | None:
+        """The step's gradients, if the plan can `run` on them; None where that is not known, and `serves` must tell."""
+        if self._snapshot is None or not all(map(Settings.fits, scope.settings, self._settings)):
+            return None
+        gradients = self._snapshot.gradients(_lists(scope.param_groups), [scope.state, scope.variances])
+        if gradients is not None:
+            self._take_settings(scope.settings)
+        return gradients
 
     def serves(self, scope: Scope, gradients: Gradients) -> bool:
         """Whether the plan can `run` on what there is now; if so it has taken the hyperparameters."""
@@ -145,10 +155,19 @@ class Plan:
             and all(launch.is_current() for launch, _ in self._launches)
         ):
             return False
+        self._take_settings(settings)
+        self._snapshot = self._take_snapshot(scope)
+        return True
+
+    def _take_settings(self, settings: list[Settings]) -> None:
         if any(new.row != old.row for new, old in zip(settings, self._settings, strict=True)):
             self._settings = settings
             self._hyper.copy_(_hyper(settings))
-        return True
+
+    def _take_snapshot(self, scope: Scope) -> Snapshot | None:
+        if not all(launch.is_current() for launch, _ in self._launches):  # eager's never are
+            return None
+        return Snapshot(_lists(scope.param_groups), [scope.state, scope.variances])
 
     def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""

@@ -46,6 +46,10 @@ class Stepper:
         Raises:
             TypeError, ValueError, RuntimeError: as `FusedOptimizer.step`; nothing is written then.
         """
+        if self._plan is not None and (unchanged := self._plan.unchanged(scope)) is not None:
+            _check(scope, grad_scale, found_inf)
+            self._run(self._plan, unchanged, grad_scale, found_inf)
+            return
         gradients = gradients_of(scope.param_groups)
         params = (param for group in scope.param_groups for param in group["params"])
         # DTensors have no memory, hence no layouts, and asking a thousand parameters what they are would cost too much.
@@ -66,18 +70,19 @@ class Stepper:
     def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         if not gradients.tensors:
             return
-        check_scalars(grad_scale, found_inf)  # of no gradients GradScaler's found_inf is the int 0
-        if capturing():
-            _check_capture(scope)
+        _check(scope, grad_scale, found_inf)  # of no gradients GradScaler's found_inf is the int 0
         if self._plan is None or not self._plan.serves(scope, gradients):
             self._plan = None  # lets go of what it holds even where the next cannot be made
             self._plan = self._prepare(scope)
             if self._plan is None:
                 return
-        self._plan.run(gradients, grad_scale, found_inf)
+        self._run(self._plan, gradients, grad_scale, found_inf)
+
+    def _run(self, plan: Plan, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        plan.run(gradients, grad_scale, found_inf)
         if capturing():
             # The graph's replays read the plan's tables: from now on they are the graph's alone.
-            self._captured.append(self._plan)
+            self._captured.append(plan)
             self._plan = None
 
     def _prepare(self, scope: Scope) -> Plan | None:
@@ -120,7 +125,10 @@ def _only_makes_states(scope: Scope) -> bool:
     return not any(rates.values()) and not any(bool(torch.any(op.grad)) for op in operands)
 
 
-def _check_capture(scope: Scope) -> None:
+def _check(scope: Scope, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    check_scalars(grad_scale, found_inf)
+    if not capturing():
+        return
     for op in operands_of(scope):
         if not scope.settings[op.group].capturable:
             raise RuntimeError(

@@ -1,12 +1,14 @@
-"""The compiled library, and what of it is used outside of a launch: it looks at many objects in one call.
+"""The compiled libraries, and what of them is used outside of a launch: they look at many objects in one call.
 
-Where it is not compiled, Python looks at them.
+The kernels' library looks at them through functions that every torch has; `_snapshot` in torch's own way, which is
+several times as fast, where it was compiled for this torch. Where nothing is compiled, Python looks at them.
 """
 
 from __future__ import annotations
 
 import struct
 import weakref
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from itertools import chain, compress
@@ -25,11 +27,13 @@ _BUILD_HINT = (
 )
 
 
+_FOLDER = Path(__file__).parent.parent
+
+
 @cache
 def why_not_loaded() -> str | None:
     """Loads the compiled kernels, once; returns why that failed, or None."""
-    folder = Path(__file__).parent.parent
-    libraries = [path for pattern in ("_C*.so", "_C*.pyd") for path in folder.glob(pattern)]
+    libraries = _libraries("_C")
     if not libraries:
         return f"this installation of vsgd_kernels has no compiled kernels; {_BUILD_HINT}"
     if missing := _bytes_missing(libraries[0]):
@@ -39,6 +43,27 @@ def why_not_loaded() -> str | None:
     except (OSError, RuntimeError) as error:
         return f"the compiled kernels {libraries[0].name} do not load ({error}); {_BUILD_HINT}"
     return None
+
+
+@cache
+def why_not_exact() -> str | None:
+    """Loads the module that was compiled with this torch's headers, once; returns why that failed, or None."""
+    libraries = _libraries("_snapshot")
+    if not libraries:
+        return f"not compiled; {_BUILD_HINT}"
+    if missing := [path for path in libraries if _bytes_missing(path)]:
+        return f"{missing[0].name} lacks its last {_bytes_missing(missing[0])} bytes; {_BUILD_HINT}"
+    try:
+        compiled_for = import_module("vsgd_kernels._snapshot").torch_version
+    except ImportError as error:
+        return f"compiled for another torch or Python ({error}); {_BUILD_HINT}"
+    if compiled_for != torch.__version__:
+        return f"compiled for torch {compiled_for}, not {torch.__version__}; {_BUILD_HINT}"
+    return None
+
+
+def _libraries(name: str) -> list[Path]:
+    return [path for pattern in (f"{name}*.so", f"{name}*.pyd") for path in _FOLDER.glob(pattern)]
 
 
 def _bytes_missing(library: Path) -> int:
@@ -66,12 +91,17 @@ def _module() -> Any:
         return None
 
 
+@cache
+def _exact() -> Any:
+    """The module ``csrc/snapshot.cpp``, or None."""
+    return None if why_not_exact() else import_module("vsgd_kernels._snapshot")
+
+
 def look(params: list[list[Tensor]]) -> Gradients:
     """The gradients that there are of some lists of parameters."""
     if module := _module():
         grads, addresses, layouts = module.look(params)
-        words = torch.frombuffer if grads else torch.tensor  # the former takes no empty buffer
-        return Gradients(grads, words(addresses, dtype=torch.int64), layouts)
+        return Gradients(grads, _words(addresses), layouts)
     every = list(chain.from_iterable(params))
     there = [param.grad is not None for param in every]
     stepped = list(compress(every, there))
@@ -88,6 +118,11 @@ def look(params: list[list[Tensor]]) -> Gradients:
     kinds = [(tensor.device, tensor.dtype, tensor.shape) for tensor in tensors]
     layouts = (there, addresses[: len(stepped)], strides, kinds) if known else None
     return Gradients(grads, torch.tensor(addresses[len(stepped) :], dtype=torch.int64, device="cpu"), layouts)
+
+
+def _words(buffer: bytearray) -> Tensor:
+    # frombuffer takes none that is empty
+    return torch.frombuffer(buffer, dtype=torch.int64) if buffer else torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 Container = list[Any] | dict[Any, Any]
@@ -121,3 +156,38 @@ class Watch:
         if self._native is None:
             return list(map(Tensor.data_ptr, self._tensors)) != self._addresses
         return bool(torch.ops.vsgd_kernels._watch_moved(self._native))
+
+
+class Snapshot:
+    """What a step has found, to tell whether the next finds the same.
+
+    It keeps alive what the lists and dicts held, but no gradients.
+
+    Args:
+        lists: of parameters.
+        dicts: of tensors, of dicts of them, and of whatever else.
+    """
+
+    def __init__(self, lists: list[list[Tensor]], dicts: list[dict[Any, Any]]) -> None:
+        self._native = None
+        if module := _exact():
+            with suppress(RuntimeError, ValueError):  # a tensor has no memory, or is of a class of its own
+                self._native = module.Snapshot(lists, dicts)
+
+    def gradients(self, lists: list[list[Tensor]], dicts: list[dict[Any, Any]]) -> Gradients | None:
+        """The gradients' addresses, without the gradients, if there is nothing else that may have changed.
+
+        That is: the lists and dicts hold the same objects; all tensors among them are where they were; the same
+        parameters have gradients; these and their gradients are laid out as they were, to 16 bytes of their addresses.
+        Where it is not known, as where no module is compiled for this torch, None too.
+        """
+        found = None if self._native is None else self._native.gradients(lists, dicts)
+        return None if found is None else Gradients([], _words(found))
+
+
+def increment_versions(tensors: list[Tensor]) -> None:
+    """Says that the tensors have been written to, as `torch.autograd.graph.increment_version` does."""
+    if module := _exact():
+        module.increment_versions(tensors)
+    else:
+        torch.autograd.graph.increment_version(tensors)

@@ -1,0 +1,152 @@
+"""Whether a snapshot of a step notices what has changed since."""
+
+import re
+
+import pytest
+import torch
+
+from vsgd_kernels import __main__
+from vsgd_kernels.backends import library
+
+
+def padded(t):
+    """A copy that begins 4 bytes later than memory does."""
+    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+
+@pytest.fixture
+def params():
+    """Several layouts, one without a gradient."""
+    params = [torch.nn.Parameter(torch.rand(shape)) for shape in ((4, 6), (), (3,), (1, 5), (0,))]
+    for param in (*params[:2], *params[3:]):
+        param.grad = torch.rand_like(param)
+    return params
+
+
+@pytest.fixture
+def state(params):
+    """A dict for each parameter, of tensors and of what is none."""
+    return {param: {"step": torch.tensor(1.0), "mug": torch.rand_like(param), "name": "x"} for param in params}
+
+
+def addresses(params):
+    return [param.grad.data_ptr() for param in params if param.grad is not None]
+
+
+MISSING = {
+    "library": (r"not compiled; with torch and a C\+\+17 compiler", lambda path: path.unlink()),
+    "half of it": ("lacks its last [0-9]+ bytes", lambda path: path.write_bytes(path.read_bytes()[: 2**15])),
+    "this torch": (r"compiled for torch 2\.[0-9.]+(\+\w+)?, not 9\.9", lambda path: None),
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_is_not_there(tmp_path, monkeypatch, missing):
+    """It is left alone then, and `python -m vsgd_kernels env` says why."""
+    reason, damage = MISSING[missing]
+    (path,) = library._libraries("_snapshot")
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    damage(tmp_path / path.name)
+    with monkeypatch.context() as there:
+        there.setattr(library, "_FOLDER", tmp_path)
+        if missing == "this torch":
+            there.setattr(torch, "__version__", "9.9")
+        why = library.why_not_exact.__wrapped__()
+    assert re.search(reason, why)
+    monkeypatch.setattr(library, "why_not_exact", lambda: why)
+    assert library._exact.__wrapped__() is None
+    assert f"step checks   slower: {why}" in __main__.environment().splitlines()
+
+
+def test_this_torch_is_the_one_compiled_for():
+    assert library._exact() is not None
+
+
+def test_gradients_may_be_others(params, state):
+    lists, dicts = [params[:2], params[2:]], [state, {}]
+    snapshot = library.Snapshot(lists, dicts)
+    assert snapshot.gradients(lists, dicts).addresses.tolist() == addresses(params)
+    kept = [param.grad for param in params]
+    for param in (*params[:2], *params[3:]):
+        param.grad = torch.rand_like(param)
+    found = snapshot.gradients([list(group) for group in lists], [dict(state), {}])  # other lists of the same
+    assert found.addresses.tolist() == addresses(params)
+    assert found.addresses.tolist() != [grad.data_ptr() for grad in kept if grad is not None]
+    assert library.Snapshot([params[2:3]], []).gradients([params[2:3]], []).addresses.tolist() == []
+
+
+class Own(torch.nn.Parameter):
+    pass
+
+
+def alias(params, i):
+    """Puts another parameter of the same memory in a parameter's place."""
+    other = torch.nn.Parameter(params[i].detach())
+    other.grad = params[i].grad
+    params[i] = other
+
+
+CHANGES = {
+    "parameter elsewhere": lambda p, s: setattr(p[0], "data", p[0].data.clone()),
+    "parameter transposed": lambda p, s: setattr(p[0], "data", p[0].data.view(6, 4).t()),
+    "parameter of other shape": lambda p, s: setattr(p[0], "data", p[0].data.view(6, 4)),
+    "parameter cut": lambda p, s: setattr(p[0], "data", p[0].data[:3]),
+    "another parameter of the same memory": lambda p, s: alias(p, 0),
+    "parameter's class": lambda p, s: setattr(p[0], "__class__", Own),
+    "parameter without memory": lambda p, s: p[0].untyped_storage().resize_(0),
+    "another tensor in the same parameter": lambda p, s: torch.utils.swap_tensors(p[0], torch.nn.Parameter(p[0] + 1)),
+    "memory shared with a lazy clone": lambda p, s: setattr(p[0], "clone", torch._lazy_clone(p[0].detach())),
+    "parameters exchanged": lambda p, s: p.reverse(),
+    "parameter gone": lambda p, s: p.pop(2),
+    "parameter come": lambda p, s: p.append(torch.nn.Parameter(torch.zeros(3))),
+    "parameter that is none": lambda p, s: p.__setitem__(2, "x"),
+    "gradient gone": lambda p, s: setattr(p[1], "grad", None),
+    "gradient come": lambda p, s: setattr(p[2], "grad", torch.ones(3)),
+    "gradient transposed": lambda p, s: setattr(p[0], "grad", torch.rand(6, 4).t()),
+    "gradient of other shape": lambda p, s: setattr(p[0].grad, "data", p[0].grad.data.view(6, 4)),
+    "gradient of other dtype": lambda p, s: setattr(p[0].grad, "data", p[0].grad.data.view(torch.int32)),
+    "gradient that is sparse": lambda p, s: setattr(p[0], "grad", torch.rand(4, 6).to_sparse()),
+    "gradient that negates its memory": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
+    "gradient aligned otherwise": lambda p, s: setattr(p[0], "grad", padded(p[0].grad)),
+    "state elsewhere": lambda p, s: setattr(s[p[0]]["mug"], "data", s[p[0]]["mug"].data.clone()),
+    "state in shared memory": lambda p, s: s[p[0]]["mug"].share_memory_(),
+    "state replaced": lambda p, s: s[p[0]].update(mug=s[p[0]]["mug"].clone()),
+    "state replaced by what is none": lambda p, s: s[p[0]].update(mug=None),
+    "entry of a state gone": lambda p, s: s[p[0]].pop("name"),
+    "entry of a state come": lambda p, s: s[p[0]].update(own=1),
+    "entry of a state that is no tensor": lambda p, s: s[p[0]].update(name="y"),
+    "states exchanged": lambda p, s: s.update({p[0]: s[p[3]], p[3]: s[p[0]]}),
+    "state gone": lambda p, s: s.pop(p[4]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes(params, state, change):
+    """Each is noticed, and at the first look; a snapshot that is taken then finds what is there."""
+    snapshot = library.Snapshot([params], [state])
+    assert snapshot.gradients([params], [state]) is not None
+    CHANGES[change](params, state)
+    assert snapshot.gradients([params], [state]) is None
+
+
+def test_more_and_fewer(params, state):
+    snapshot = library.Snapshot([params], [state])
+    for lists, dicts in (([], [state]), ([params, []], [state]), ([params], []), ([params], [state, {}])):
+        assert snapshot.gradients(lists, dicts) is None
+
+
+@pytest.mark.parametrize("where", ["parameter", "state"])
+def test_classes_of_their_own(params, state, where):
+    """Their memory and their gradients may be anywhere: of them nothing is known."""
+    if where == "parameter":
+        params[2] = Own(torch.ones(3))
+    else:
+        state[params[0]]["mug"] = Own(torch.ones(3))
+    assert library.Snapshot([params], [state]).gradients([params], [state]) is None
+
+
+def test_versions():
+    tensors = [torch.zeros(3), torch.nn.Parameter(torch.zeros(2)), Own(torch.ones(3))]
+    before = [tensor._version for tensor in tensors]
+    library.increment_versions(tensors)
+    assert [tensor._version for tensor in tensors] == [version + 1 for version in before]
