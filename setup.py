@@ -63,7 +63,7 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
     extension.extra_link_args += ["-Wl,--no-as-needed", "-ltorch"]
 
 
-SNAPSHOT = "csrc/snapshot.cpp"
+SNAPSHOT = str(Path("csrc/snapshot.cpp"))
 extension = CppExtension(
     "vsgd_kernels._C",
     sorted({*map(str, Path("csrc").glob("*.cpp"))} - {SNAPSHOT}),
@@ -125,6 +125,7 @@ class OptionalBuild(BuildExtension):
             self.extensions = []
 
     def build_extension(self, ext: CppExtension) -> None:  # noqa: D102
+        self.force |= ext is snapshot  # it is as old as its torch
         try:
             super().build_extension(ext)
         except Exception as error:

@@ -25,15 +25,15 @@ Places places_of(const c10::TensorImpl& t) {
   return {&t, reinterpret_cast<const char*>(&t) + 128, t.unsafe_storage().unsafeGetStorageImpl()};
 }
 
-// Takes down what is seen, and keeps the objects alive, so that no other can come to their addresses.
+// Takes down what is seen, and gives the objects to somebody who keeps them, so that no other comes to their addresses.
 struct Writer {
   Words& words;
   std::vector<Places>& places;
-  std::vector<py::object>& kept;
+  py::list& kept;
 
   bool operator()(int64_t seen) { return words.push_back(seen), true; }
   bool operator()(PyObject* object) {
-    kept.push_back(py::reinterpret_borrow<py::object>(object));
+    kept.append(py::handle(object));
     return (*this)(word(object));
   }
   bool operator()(c10::TensorImpl& t) {
@@ -59,18 +59,21 @@ struct Reader {
 // Tensors of other classes may have gradients and memory that C++ does not see.
 bool is_plain(PyObject* object) {
   if (THPVariable_CheckExact(object)) return true;
-  if (THPVariable_Check(object)) throw std::invalid_argument("a tensor of a class of its own");
+  if (PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(THPVariableClass)))
+    throw std::invalid_argument("a tensor of a class of its own");
   return false;
 }
 
 c10::TensorImpl& impl_of(PyObject* tensor) { return *THPVariable_Unpack(tensor).unsafeGetTensorImpl(); }
 
-// All that a launch depends on but the address. The keys tell what is dense and what negates its memory.
+// All that a launch depends on but the address. First the keys: they tell what is dense, what negates its memory, and
+// what would have to be asked in Python.
 template <class Same>
 bool layout(const c10::TensorImpl& t, Same& same) {
+  if (!same(int64_t(t.key_set().raw_repr()))) return false;
   const c10::Device device = t.device();
   const auto kind = uint8_t(t.dtype().toScalarType()) << 16 | uint8_t(device.type()) << 8 | uint8_t(device.index());
-  if (!same(int64_t(t.key_set().raw_repr())) || !same(t.dim() << 32 | kind)) return false;
+  if (!same(t.dim() << 32 | kind)) return false;
   for (int64_t d = 0; d < t.dim(); ++d)
     if (!same(t.sizes()[d]) || !same(t.strides()[d])) return false;
   return true;
@@ -81,13 +84,15 @@ template <class Same>
 bool operand(PyObject* param, Same& same, Words& gradients) {
   if (!same(param)) return false;
   if (!is_plain(param)) throw std::invalid_argument("no tensor");
-  const at::Tensor& grad = THPVariable_Unpack(param).grad();
+  const at::Tensor& grad = impl_of(param).grad();
   if (!same(grad.defined())) return false;
   if (!grad.defined()) return true;
   if (!same(impl_of(param)) || !layout(impl_of(param), same)) return false;
   const c10::TensorImpl& impl = *grad.unsafeGetTensorImpl();
-  gradients.push_back(word(impl.data()));
-  return same(gradients.back() % 16) && layout(impl, same);  // 16: ALIGNMENT in backends/device.py
+  if (!layout(impl, same)) return false;
+  const int64_t address = word(impl.data());
+  gradients.push_back(address);
+  return same(address ? address % 16 : -1);  // 16: ALIGNMENT in backends/device.py
 }
 
 // The values of a dict and of dicts in it, and where those are that are tensors.
@@ -106,8 +111,8 @@ bool values(PyObject* dict, Same& same) {
 
 class Snapshot {
  public:
-  Snapshot(const py::list& lists, const py::list& dicts) {
-    Writer writer{seen_, places_, kept_};
+  Snapshot(const py::list& lists, const py::list& dicts, py::list kept) {
+    Writer writer{seen_, places_, kept};
     look(lists, dicts, writer);
     places_.resize(places_.size() + kAhead);
   }
@@ -139,19 +144,19 @@ class Snapshot {
 
   Words seen_, gradients_;
   std::vector<Places> places_;
-  std::vector<py::object> kept_;
 };
 
 void increment_versions(const py::list& tensors) {
-  for (const auto& tensor : tensors) impl_of(tensor.ptr()).bump_version();
+  for (const auto& tensor : tensors)
+    if (!impl_of(tensor.ptr()).is_inference()) impl_of(tensor.ptr()).bump_version();
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_snapshot, m) {
   m.attr("torch_version") = VSGD_TORCH_VERSION;
-  py::class_<Snapshot>(m, "Snapshot")
-      .def(py::init<const py::list&, const py::list&>())
+  py::class_<Snapshot>(m, "Snapshot", py::module_local())
+      .def(py::init<const py::list&, const py::list&, py::list>())
       .def("gradients", &Snapshot::gradients);
   m.def("increment_versions", &increment_versions);
 }

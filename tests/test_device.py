@@ -111,6 +111,24 @@ def test_gradients_elsewhere(case, backend, copies, generator):
 
 
 @pytest.mark.engine
+def test_gradients_elsewhere_in_a_skipped_step(case, backend, generator):
+    """They are of another alignment from a step on that is skipped because of an infinity."""
+    params = [torch.nn.Parameter(torch.randn(64, generator=generator)) for _ in range(2)]
+    for param in params:
+        param.grad = gradient(param, generator)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    check_step(optimizer, params)
+    for param in params:
+        param.grad = torch.cat([torch.zeros(1), gradient(param, generator)])[1:]
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    del optimizer.found_inf
+    for _ in range(2):
+        check_step(optimizer, params)
+    assert [launch.path.aligned for launch in launches(optimizer)] == [False]
+
+
+@pytest.mark.engine
 @pytest.mark.parametrize("how", ["data", "grad", "state"])
 def test_replaced_by_misaligned(case, backend, generator, how):
     params = make_params(generator)

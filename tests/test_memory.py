@@ -1,6 +1,7 @@
 """Where tensors are: storage that is replaced or moved, version counters, what a step keeps and allocates."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -142,6 +143,19 @@ def test_gradients_are_not_kept(case, backend, generator):
     optimizer.zero_grad()
     gc.collect()
     assert not [o for o in gc.get_objects() if id(o) in addresses and isinstance(o, torch.Tensor)]
+
+
+def test_what_its_parameter_knows_is_freed(case, backend, generator):
+    """A circle of an optimizer and a parameter, once nothing else knows them."""
+    params = make_params(generator)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    for _ in range(2):
+        check_step(optimizer, params)
+    params[0].owner = optimizer
+    known = [weakref.ref(optimizer), *map(weakref.ref, params)]
+    del params, optimizer
+    gc.collect()
+    assert [ref() for ref in known] == [None] * 4
 
 
 @pytest.mark.parametrize("style", FORMATS)

@@ -100,6 +100,7 @@ CHANGES = {
     "parameter gone": lambda p, s: p.pop(2),
     "parameter come": lambda p, s: p.append(torch.nn.Parameter(torch.zeros(3))),
     "parameter that is none": lambda p, s: p.__setitem__(2, "x"),
+    "gradient without memory": lambda p, s: p[0].grad.untyped_storage().resize_(0),
     "gradient gone": lambda p, s: setattr(p[1], "grad", None),
     "gradient come": lambda p, s: setattr(p[2], "grad", torch.ones(3)),
     "gradient transposed": lambda p, s: setattr(p[0], "grad", torch.rand(6, 4).t()),
@@ -146,7 +147,9 @@ def test_classes_of_their_own(params, state, where):
 
 
 def test_versions():
+    with torch.inference_mode():
+        unversioned = torch.zeros(3)
     tensors = [torch.zeros(3), torch.nn.Parameter(torch.zeros(2)), Own(torch.ones(3))]
     before = [tensor._version for tensor in tensors]
-    library.increment_versions(tensors)
+    library.increment_versions([unversioned, *tensors])
     assert [tensor._version for tensor in tensors] == [version + 1 for version in before]

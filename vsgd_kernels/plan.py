@@ -132,7 +132,9 @@ class Plan:
         self._layouts = gradients_of(scope.param_groups).layouts
         self._kept = list(map(contents, self._containers(scope)))
         self._identities = identities(self._containers(scope))
-        self._snapshot = self._take_snapshot(scope)
+        self._snapshot: Snapshot | None = None
+        if all(launch.is_current() for launch, _ in self._launches):  # eager's never are
+            self._take_snapshot(scope)
 
     def unchanged(self, scope: Scope) -> Gradients | None:
         """The step's gradients, if the plan can `run` on them; None where that is not known, and `serves` must tell."""
@@ -156,7 +158,7 @@ class Plan:
         ):
             return False
         self._take_settings(settings)
-        self._snapshot = self._take_snapshot(scope)
+        self._take_snapshot(scope)
         return True
 
     def _take_settings(self, settings: list[Settings]) -> None:
@@ -164,16 +166,16 @@ class Plan:
             self._settings = settings
             self._hyper.copy_(_hyper(settings))
 
-    def _take_snapshot(self, scope: Scope) -> Snapshot | None:
-        if not all(launch.is_current() for launch, _ in self._launches):  # eager's never are
-            return None
-        return Snapshot(_lists(scope.param_groups), [scope.state, scope.variances])
+    def _take_snapshot(self, scope: Scope) -> None:
+        self._snapshot = Snapshot(_lists(scope.param_groups), [scope.state, scope.variances])
 
     def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""
+        snapshot, self._snapshot = self._snapshot, None  # what an error leaves behind, `serves` must look at
         for launch, indices in self._launches:
             own = gradients if len(self._launches) == 1 else gradients.some(indices)
             launch.run(own, grad_scale, found_inf)
+        self._snapshot = snapshot
 
     def _containers(self, scope: Scope) -> list[Container]:
         """What must hold the same objects for the plan to serve."""

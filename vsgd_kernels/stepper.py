@@ -46,9 +46,7 @@ class Stepper:
         Raises:
             TypeError, ValueError, RuntimeError: as `FusedOptimizer.step`; nothing is written then.
         """
-        if self._plan is not None and (unchanged := self._plan.unchanged(scope)) is not None:
-            _check(scope, grad_scale, found_inf)
-            self._run(self._plan, unchanged, grad_scale, found_inf)
+        if self._repeat(scope, grad_scale, found_inf):
             return
         gradients = gradients_of(scope.param_groups)
         params = (param for group in scope.param_groups for param in group["params"])
@@ -62,10 +60,20 @@ class Stepper:
             self._view = LocalView()
         try:
             local = self._view.take(scope)
-            self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
+            if not self._repeat(local, grad_scale, found_inf):
+                self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
             self._view.give_back(scope.state, elementwise(self._rule))
         finally:
             self._view.drop()
+
+    def _repeat(self, scope: Scope, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        """Steps as the last time, if nothing but gradients has changed since; whether it did."""
+        gradients = None if self._plan is None else self._plan.unchanged(scope)
+        if self._plan is None or gradients is None:
+            return False
+        _check(scope, grad_scale, found_inf)
+        self._run(self._plan, gradients, grad_scale, found_inf)
+        return True
 
     def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         if not gradients.tensors:

@@ -67,12 +67,12 @@ class DeviceBackend(ABC):
 
         Only where they are not does a found_inf have to be waited for.
         """
-        if prepared.host_scalars and found_inf is not None:
-            if found_inf.item():
-                return
-            found_inf = None
         with prepared.guard():
             prepared.point_to(grads)
+            if prepared.host_scalars and found_inf is not None:
+                if found_inf.item():
+                    return
+                found_inf = None
             if prepared.host_scalars:
                 prepared.count_on_host(prepared.host_scalars)
             else:

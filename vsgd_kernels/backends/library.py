@@ -170,9 +170,10 @@ class Snapshot:
 
     def __init__(self, lists: list[list[Tensor]], dicts: list[dict[Any, Any]]) -> None:
         self._native = None
+        self._kept: list[Any] = []  # here, where the garbage collector sees it
         if module := _exact():
             with suppress(RuntimeError, ValueError):  # a tensor has no memory, or is of a class of its own
-                self._native = module.Snapshot(lists, dicts)
+                self._native = module.Snapshot(lists, dicts, self._kept)
 
     def gradients(self, lists: list[list[Tensor]], dicts: list[dict[Any, Any]]) -> Gradients | None:
         """The gradients' addresses, without the gradients, if there is nothing else that may have changed.
