@@ -45,6 +45,35 @@ struct Layout {
   VSGD_FN const int64_t* of(int operand) const { return strides + operand * dims; }
 };
 
+// Walks the elements of a strided tensor in order; `offset[o]` is where operand o has the current one.
+class Walk {
+ public:
+  Walk(const Layout& layout, int operands, int64_t element) : layout_(layout), operands_(operands), index_(layout.dims) {
+    for (int64_t d = layout.dims - 1; d >= 0; --d) {
+      index_[d] = element % layout.sizes[d];
+      element /= layout.sizes[d];
+      for (int o = 0; o < operands; ++o) offset[o] += index_[d] * layout.of(o)[d];
+    }
+  }
+
+  void next() {
+    for (int64_t d = layout_.dims - 1; d >= 0; --d) {
+      bool wraps = ++index_[d] == layout_.sizes[d];
+      int64_t move = wraps ? 1 - layout_.sizes[d] : 1;
+      for (int o = 0; o < operands_; ++o) offset[o] += move * layout_.of(o)[d];
+      if (!wraps) return;
+      index_[d] = 0;
+    }
+  }
+
+  int64_t offset[kFirstState + kMaxStates + 1] = {};
+
+ private:
+  const Layout layout_;
+  const int operands_;
+  std::vector<int64_t> index_;
+};
+
 // Calls visit(i, begin, end) over elements [begin, end) of tensor i, in order, for the blocks [first, last) of all.
 class Blocks {
  public:

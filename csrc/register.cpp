@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "norm.h"
 #include "step_cpu.h"
 #include "step_device.h"
 #include "watch.h"
@@ -46,6 +47,11 @@ void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, co
                            isa_of(isa)};
   const bool known = vsgd::step_cpu(rule, step);
   STD_TORCH_CHECK(known, "rule: unknown ", rule);
+}
+
+double norm_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, std::string isa) {
+  return vsgd::norm_cpu({rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0), layouts.const_data_ptr<int64_t>(),
+                         isa_of(isa)});
 }
 
 vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path, int64_t format) {
@@ -95,6 +101,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
   m.def(
       "_step_cpu(Tensor rows, Tensor grads, Tensor layouts, Tensor hyper, str rule, Tensor? grad_scale, "
       "Tensor? found_inf, str isa) -> ()");
+  m.def("_norm_cpu(Tensor rows, Tensor grads, Tensor layouts, str isa) -> float");
   m.def(
       "_step_device(Tensor rows, Tensor grads, Tensor layouts, Tensor chunk_tensor, Tensor first_chunk, "
       "Tensor scalar_row, Tensor scalars, Tensor? grad_scale, Tensor? found_inf, int chunk, str rule, int dtype, "
@@ -109,6 +116,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CPU, m) {
   m.impl("_step_cpu", TORCH_BOX(&step_cpu));
+  m.impl("_norm_cpu", TORCH_BOX(&norm_cpu));
   m.impl("_step_device", TORCH_BOX(&step_device));
   m.impl("_count_device", TORCH_BOX(&count_device));
 }

@@ -71,35 +71,6 @@ void copy_low(char* to, const char* from, int64_t bytes) {
   if (bytes == 1) *to = *from;
 }
 
-// Walks the elements of a strided tensor in order; `offset[o]` is where operand o has the current one.
-class Walk {
- public:
-  Walk(const Layout& layout, int operands, int64_t element) : layout_(layout), operands_(operands), index_(layout.dims) {
-    for (int64_t d = layout.dims - 1; d >= 0; --d) {
-      index_[d] = element % layout.sizes[d];
-      element /= layout.sizes[d];
-      for (int o = 0; o < operands; ++o) offset[o] += index_[d] * layout.of(o)[d];
-    }
-  }
-
-  void next() {
-    for (int64_t d = layout_.dims - 1; d >= 0; --d) {
-      bool wraps = ++index_[d] == layout_.sizes[d];
-      int64_t move = wraps ? 1 - layout_.sizes[d] : 1;
-      for (int o = 0; o < operands_; ++o) offset[o] += move * layout_.of(o)[d];
-      if (!wraps) return;
-      index_[d] = 0;
-    }
-  }
-
-  int64_t offset[kFirstState + kMaxStates + 1] = {};
-
- private:
-  const Layout layout_;
-  const int operands_;
-  std::vector<int64_t> index_;
-};
-
 // A strided tensor's elements are gathered into a tile, stepped there by the same loop, and scattered.
 template <class Rule, class P, Format format, class A = typename Arithmetic<P>::type>
 void run_strided(const Row& row, int64_t gradient, const Layout& layout, int64_t begin, int64_t end,

@@ -1,6 +1,7 @@
 """What the tests run on: one entry a rule, layouts, sizes, and the one table of tolerances."""
 
 import io
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,6 +232,17 @@ def assert_same_bits(tensors, others):
     for a, b in zip(tensors, others, strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def norm_of(grads):
+    return math.sqrt(sum(grad.double().square().sum().item() for grad in grads))
+
+
+def assert_norm(norm, grads, dtype):
+    """That it is the norm of gradients of which the widest is of dtype."""
+    assert norm.shape == ()
+    assert norm.dtype == rules.arithmetic_dtype(dtype)
+    assert abs(norm.item() - norm_of(grads)) <= TOLERANCE["norm"] * torch.finfo(norm.dtype).eps * norm_of(grads)
 
 
 def make_params(generator, n=3):

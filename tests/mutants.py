@@ -14,6 +14,7 @@ TESTS = [
     *("tests/test_philox.py", "tests/test_samples.py"),
     *("tests/test_device.py", "tests/test_capturable.py", "tests/test_formats.py", "tests/test_masters.py"),
     *("tests/test_rounding.py", "tests/test_altered_states.py", "tests/test_format_checkpoints.py"),
+    *("tests/test_norm.py", "tests/test_snapshot.py"),
 ]
 
 #: file, what stands there, what takes its place
@@ -61,7 +62,12 @@ MUTANTS = [
     ("operands.h", "low[i] * 256", "low[i] * 128"),
     ("tile.h", "is_16_bit<P> && row.extra < 16", "is_16_bit<P> && row.extra < 8"),
     ("chunks.h", "(rows[i].numel + kBlock - 1) / kBlock", "rows[i].numel / kBlock"),
-    ("step_rule.h", "int64_t move = wraps ? 1 - layout_.sizes[d] : 1;", "int64_t move = 1;"),
+    ("chunks.h", "int64_t move = wraps ? 1 - layout_.sizes[d] : 1;", "int64_t move = 1;"),
+    ("norm.cpp", "grad[walk.offset[1]]", "grad[walk.offset[0]]"),
+    ("norm.cpp", "for (int j = 0; i + j < n; ++j)", "for (int j = 0; i + j < n - 1; ++j)"),
+    ("snapshot.cpp", "!same(t.strides()[d])", "false"),
+    ("snapshot.cpp", "same(address ? address % 16 : -1)", "same(address ? 0 : -1)"),
+    ("snapshot.cpp", "is_plain(value) && !same(impl_of(value))", "is_plain(value) && false"),
     ("noise.h", "x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;", "x = (x ^ (x >> 15)) * 0x846ca68bu;"),
     ("noise.h", "start ^ uint32_t(i) * kSpread", "start + uint32_t(i) * kSpread"),
     ("noise.h", "kSpread = 0x9e00ce00u", "kSpread = 0x9e00cf00u"),

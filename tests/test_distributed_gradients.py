@@ -79,7 +79,7 @@ def clip_any_placement():
     whole += [torch.full((3,), 2.0), params[-1].grad]
     expected = torch.cat([value.flatten() for value in whole]).norm()
     assert_close_norms(clipping.global_norm(params), expected)
-    divisor, norm = clipping.clip(params, 1.0, torch.tensor(4.0))
+    divisor, norm = clipping.clip(clipping.global_norm(params), 1.0, torch.tensor(4.0))
     assert_close_norms(norm, expected / 4)
     assert_close_norms(divisor, expected + 4e-6)
     return divisor.item()

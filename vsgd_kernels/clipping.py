@@ -24,23 +24,22 @@ _ROW = 1024
 _PIECE = 2**20
 
 
-def clip(params: Iterable[Tensor], max_norm: float, grad_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def clip(norm: Tensor, max_norm: float, grad_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """What a step must divide gradients by, and the norm that this is for; nothing waits for a device.
 
     Args:
-        params: all parameters of an optimizer.
-        max_norm: the 2-norm of all gradients in the step is this at most, up to roundings.
+        norm: the 2-norm of all gradients, 0-dimensional.
+        max_norm: in the step it is this at most, up to roundings.
         grad_scale: gradients are this many times what they stand for; float32, 1 element.
 
     Returns:
-        The divisor, float32 and 0-dimensional: `grad_scale`, but more where the norm is too large; and the norm of all
-        gradients over `grad_scale`, 0-dimensional, float32 or where a gradient is so float64.
+        The divisor, float32 and 0-dimensional: `grad_scale`, but more where the norm is too large; and the norm over
+        `grad_scale`.
 
     Raises:
-        TypeError: the gradient of a DTensor is none, or `grad_scale` is not as the step's.
+        TypeError: `grad_scale` is not as the step's.
     """
     check_scalar("grad_scale", grad_scale)
-    norm = global_norm(params)
     scale = None if grad_scale is None else grad_scale.to(norm).reshape(())
     norm = norm if scale is None else norm / scale
     # NaN stays; where the norm is infinite, finite gradients count as 0, but where the bound is they are not clipped.

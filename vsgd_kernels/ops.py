@@ -9,7 +9,7 @@ from . import backends, state_formats
 from .backends.library import increment_versions
 from .batch import Batch, Gradients
 from .formats import is_16_bit
-from .rules import RULES, Rule
+from .rules import RULES, Rule, arithmetic_dtype
 
 
 class Launch:
@@ -28,6 +28,14 @@ class Launch:
     def is_current(self) -> bool:
         """Whether what was prepared is still where it was; where not, the launch must be made anew."""
         return self.backend.is_current(self._prepared)
+
+    def norm(self, grads: Gradients) -> Tensor | None:
+        """The norm of all gradients, of the widest dtype that one is computed in; None if torch is to find it."""
+        norm = self.backend.norm(self._prepared, grads)
+        if norm is None:
+            return None
+        dtypes = {arithmetic_dtype(param.dtype) for param in self.batch.params}
+        return torch.tensor(norm, dtype=max(dtypes, key=lambda dtype: dtype.itemsize), device="cpu")
 
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import backends, checkpoint, clipping, formats, hyperparameters, release, traced
+from . import backends, checkpoint, formats, hyperparameters, release, traced
 from .batch import check_dtype
 from .plan import Scope, param_name, params_of
 from .rules import Rule
@@ -140,11 +140,18 @@ class FusedOptimizer(Optimizer):
             self._release.check_step(self)
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
         variances = {param: samples.variance for param, samples in self._samples.items()}
-        scope = Scope(self.param_groups, self.state, settings, variances)
-        grad_scale = getattr(self, "grad_scale", None)
+        scope = Scope(
+            self.param_groups,
+            self.state,
+            settings,
+            variances,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            max_norm=self._max_grad_norm,
+        )
+        norm = self._stepper.step(scope)
         if self._max_grad_norm is not None:
-            grad_scale, self.grad_norm = clipping.clip(params_of(self.param_groups), self._max_grad_norm, grad_scale)
-        self._stepper.step(scope, grad_scale, getattr(self, "found_inf", None))
+            self.grad_norm = norm
 
     def accumulate_gradients(self) -> AbstractContextManager[None]:
         """A context in which backward leaves gradients summed up in `.grad`, as it does without `gradient_release`.

@@ -39,6 +39,9 @@ class Scope(NamedTuple):
         place: the first parameter's place among all of the optimizer's.
         parts: those of the parameters that are parts of others.
         alone: what errors call the only parameter, where each of the optimizer's steps by itself.
+        grad_scale: gradients are divided by it; float32, 1 element.
+        found_inf: where it is not 0, the step changes nothing; float32, 1 element.
+        max_norm: gradients are divided by what makes their 2-norm this at most.
     """
 
     param_groups: ParamGroups
@@ -48,6 +51,9 @@ class Scope(NamedTuple):
     place: int = 0
     parts: Mapping[Tensor, Part] = MappingProxyType({})
     alone: str | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    max_norm: float | None = None
 
 
 class Operand(NamedTuple):
@@ -168,6 +174,10 @@ class Plan:
 
     def _take_snapshot(self, scope: Scope) -> None:
         self._snapshot = Snapshot(_lists(scope.param_groups), [scope.state, scope.variances])
+
+    def norm(self, gradients: Gradients) -> Tensor | None:
+        """The 2-norm of all gradients together, where one launch can tell."""
+        return self._launches[0][0].norm(gradients) if len(self._launches) == 1 else None
 
     def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""

@@ -122,7 +122,7 @@ class Release:
             spot.place,
             alone=param_name(groups, spot.group, spot.number),
         )
-        spot.stepper.step(scope, None, None)
+        spot.stepper.step(scope)
         if own is None and param in scope.state:
             optimizer.state[param] = scope.state[param]
         param.grad = None

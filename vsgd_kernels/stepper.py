@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from . import parameter_state
 from .backends.device import capturing
 from .batch import Gradients, check_grad, check_param
+from .clipping import clip, global_norm
 from .ops import check_scalars
-from .plan import Plan, Scope, gradients_of, operands_of
+from .plan import Plan, Scope, gradients_of, operands_of, params_of
 from .rules import Rule
 from .state_formats import elementwise
 
@@ -35,63 +36,70 @@ class Stepper:
         self._captured: list[Plan] = []  # whose tables CUDA graphs read
         self._view: LocalView | None = None
 
-    def step(self, scope: Scope, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def step(self, scope: Scope) -> Tensor | None:
         """Steps every parameter that has a gradient.
 
         Args:
             scope: what is stepped; parameters that step for the first time are given a state.
-            grad_scale: gradients are divided by it; float32, 1 element.
-            found_inf: where it is not 0, the step changes nothing; float32, 1 element.
+
+        Returns:
+            The 2-norm of all gradients before they were clipped, 0-dimensional, if there is a `max_norm`.
 
         Raises:
             TypeError, ValueError, RuntimeError: as `FusedOptimizer.step`; nothing is written then.
         """
-        if self._repeat(scope, grad_scale, found_inf):
-            return
+        if (unchanged := self._unchanged(scope)) is not None:
+            return self._run(scope, unchanged)
         gradients = gradients_of(scope.param_groups)
-        params = (param for group in scope.param_groups for param in group["params"])
+        params = params_of(scope.param_groups)
         # DTensors have no memory, hence no layouts, and asking a thousand parameters what they are would cost too much.
         if gradients.layouts is not None or not any(map(is_traceable_wrapper_subclass, params)):
-            self._step(scope, gradients, grad_scale, found_inf)
-            return
+            return self._step(scope, gradients)
+        norm = None
+        if scope.max_norm is not None:
+            divisor, norm = clip(global_norm(params), scope.max_norm, scope.grad_scale)
+            scope = scope._replace(grad_scale=divisor, max_norm=None)
         if self._view is None:
             from .sharding import LocalView  # here, for torch.distributed.tensor takes a second to import
 
             self._view = LocalView()
         try:
             local = self._view.take(scope)
-            if not self._repeat(local, grad_scale, found_inf):
-                self._step(local, gradients_of(local.param_groups), grad_scale, found_inf)
+            if (unchanged := self._unchanged(local)) is not None:
+                self._run(local, unchanged)
+            else:
+                self._step(local, gradients_of(local.param_groups))
             self._view.give_back(scope.state, elementwise(self._rule))
         finally:
             self._view.drop()
+        return norm
 
-    def _repeat(self, scope: Scope, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        """Steps as the last time, if nothing but gradients has changed since; whether it did."""
-        gradients = None if self._plan is None else self._plan.unchanged(scope)
-        if self._plan is None or gradients is None:
-            return False
-        _check(scope, grad_scale, found_inf)
-        self._run(self._plan, gradients, grad_scale, found_inf)
-        return True
+    def _unchanged(self, scope: Scope) -> Gradients | None:
+        return None if self._plan is None else self._plan.unchanged(scope)
 
-    def _step(self, scope: Scope, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        if not gradients.tensors:
-            return
-        _check(scope, grad_scale, found_inf)  # of no gradients GradScaler's found_inf is the int 0
-        if self._plan is None or not self._plan.serves(scope, gradients):
-            self._plan = None  # lets go of what it holds even where the next cannot be made
-            self._plan = self._prepare(scope)
-            if self._plan is None:
-                return
-        self._run(self._plan, gradients, grad_scale, found_inf)
+    def _step(self, scope: Scope, gradients: Gradients) -> Tensor | None:
+        if gradients.tensors:
+            _check(scope)  # of no gradients GradScaler's found_inf is the int 0
+            if self._plan is None or not self._plan.serves(scope, gradients):
+                self._plan = None  # lets go of what it holds even where the next cannot be made
+                self._plan = self._prepare(scope)
+            if self._plan is not None:
+                return self._run(scope, gradients)
+        return None if scope.max_norm is None else global_norm(params_of(scope.param_groups))
 
-    def _run(self, plan: Plan, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        plan.run(gradients, grad_scale, found_inf)
+    def _run(self, scope: Scope, gradients: Gradients) -> Tensor | None:
+        _check(scope)
+        plan, grad_scale, norm = cast(Plan, self._plan), scope.grad_scale, None
+        if scope.max_norm is not None:
+            norm = plan.norm(gradients)
+            norm = global_norm(params_of(scope.param_groups)) if norm is None else norm
+            grad_scale, norm = clip(norm, scope.max_norm, grad_scale)
+        plan.run(gradients, grad_scale, scope.found_inf)
         if capturing():
             # The graph's replays read the plan's tables: from now on they are the graph's alone.
             self._captured.append(plan)
             self._plan = None
+        return norm
 
     def _prepare(self, scope: Scope) -> Plan | None:
         """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches.
@@ -133,8 +141,8 @@ def _only_makes_states(scope: Scope) -> bool:
     return not any(rates.values()) and not any(bool(torch.any(op.grad)) for op in operands)
 
 
-def _check(scope: Scope, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    check_scalars(grad_scale, found_inf)
+def _check(scope: Scope) -> None:
+    check_scalars(scope.grad_scale, scope.found_inf)
     if not capturing():
         return
     for op in operands_of(scope):

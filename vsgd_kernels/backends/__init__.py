@@ -36,6 +36,9 @@ class Backend(Protocol):
     def is_current(self, prepared: Any) -> bool:
         """Whether what was prepared still holds; where not, the batch must be prepared anew."""
 
+    def norm(self, prepared: Any, grads: Gradients) -> float | None:
+        """The 2-norm of the gradients together, or None where torch finds it as fast."""
+
     def run(self, prepared: Any, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch: parameters, states and step counts."""
 

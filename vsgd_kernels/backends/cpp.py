@@ -37,6 +37,10 @@ class CppBackend:
         """Whether parameters and states are where the table says."""
         return prepared.is_current()
 
+    def norm(self, prepared: Table, grads: Gradients) -> float:
+        """The gradients' norm, in float64."""
+        return float(torch.ops.vsgd_kernels._norm_cpu(prepared.rows, grads.addresses, prepared.layouts, self.isa))
+
     def run(self, prepared: Table, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch."""
         batch = prepared.batch

@@ -32,6 +32,10 @@ class EagerBackend:
         """Never: it prepares nothing, and to have the batch checked again costs little beside stepping it."""
         return False
 
+    def norm(self, prepared: Batch, grads: Gradients) -> None:
+        """Torch finds it as fast."""
+        return None
+
     @torch.no_grad()
     def run(self, prepared: Batch, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch.

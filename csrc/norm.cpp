@@ -1,0 +1,92 @@
+#include "norm.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "isa.h"
+#include "numbers.h"
+
+namespace vsgd {
+namespace {
+
+constexpr int kLanes = 32;  // with 16 gcc unrolls the loop over them and leaves it scalar
+constexpr int64_t kPrefetch = 2048;  // bytes
+
+// The sum of n squares: of each kLanes-th in a lane of its own, and then of the lanes.
+template <class P>
+VSGD_FN double squares(const P* x, int64_t n) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#ifdef __GNUC__
+    __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kPrefetch);
+#endif
+    for (int j = 0; j < kLanes; ++j) {
+      const double v = load(x + i + j);
+      lanes[j] += v * v;
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    const double v = load(x + i + j);
+    lanes[j] += v * v;
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  return lanes[0];
+}
+
+template <class P>
+struct Squares {
+  using Function = double (*)(const P*, int64_t);
+  static double baseline(const P* x, int64_t n) { return squares(x, n); }
+#if VSGD_X86
+  VSGD_AVX2 static double avx2(const P* x, int64_t n) { return squares(x, n); }
+  VSGD_AVX512 static double avx512(const P* x, int64_t n) { return squares(x, n); }
+#endif
+  static Function of(Isa isa) {
+#if VSGD_X86
+    if (isa >= Isa::avx512) return avx512;
+    if (isa == Isa::avx2) return avx2;
+#endif
+    return baseline;
+  }
+};
+
+// Of a block of a gradient, which is gathered where it is strided.
+template <class P>
+double squares_of(const Row& row, int64_t gradient, const int64_t* layouts, int64_t begin, int64_t end, Isa isa) {
+  const P* grad = reinterpret_cast<const P*>(gradient);
+  const auto squares = Squares<P>::of(isa);
+  if (row.layout < 0) return squares(grad + begin, end - begin);
+  P gathered[Blocks::kBlock];
+  Walk walk(Layout(layouts + row.layout), 2, begin);
+  for (int64_t i = 0; i < end - begin; ++i, walk.next()) gathered[i] = grad[walk.offset[1]];
+  return squares(gathered, end - begin);
+}
+
+// By dtype, as in batch.py's DTYPES.
+constexpr decltype(&squares_of<float>) squares_by_dtype[] = {squares_of<float>, squares_of<double>, squares_of<bf16>,
+                                                             squares_of<fp16>};
+
+}  // namespace
+
+double norm_cpu(NormOf of) {
+  if (of.isa == Isa::automatic) of.isa = detect_isa();
+  constexpr int64_t kGrain = 32;  // blocks
+  const Blocks blocks(of.rows, of.tensors);
+  std::vector<double> sums(blocks.count());
+  torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
+    double* sum = sums.data() + first;
+    blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
+      for (; begin < end; begin += Blocks::kBlock)
+        *sum++ = squares_by_dtype[of.rows[i].dtype](of.rows[i], of.grads[i], of.layouts, begin,
+                                                    std::min(begin + Blocks::kBlock, end), of.isa);
+    });
+  });
+  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
+}
+
+}  // namespace vsgd
