@@ -75,7 +75,10 @@ class Stepper:
         return norm
 
     def _unchanged(self, scope: Scope) -> Gradients | None:
-        return None if self._plan is None else self._plan.unchanged(scope)
+        gradients = None if self._plan is None else self._plan.unchanged(scope)
+        if gradients is not None:
+            _check(scope)
+        return gradients
 
     def _step(self, scope: Scope, gradients: Gradients) -> Tensor | None:
         if gradients.tensors:
@@ -88,7 +91,6 @@ class Stepper:
         return None if scope.max_norm is None else global_norm(params_of(scope.param_groups))
 
     def _run(self, scope: Scope, gradients: Gradients) -> Tensor | None:
-        _check(scope)
         plan, grad_scale, norm = cast(Plan, self._plan), scope.grad_scale, None
         if scope.max_norm is not None:
             norm = plan.norm(gradients)

@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Whether what was prepared still holds; where not, the batch must be prepared anew."""
 
     def norm(self, prepared: Any, grads: Gradients) -> float | None:
-        """The 2-norm of the gradients together, or None where torch finds it as fast."""
+        """The 2-norm of the gradients together, or None where torch is to find it."""
 
     def run(self, prepared: Any, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch: parameters, states and step counts."""

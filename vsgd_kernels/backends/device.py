@@ -63,7 +63,7 @@ class DeviceBackend(ABC):
         return prepared.table.is_current()
 
     def norm(self, prepared: Prepared, grads: Gradients) -> None:
-        """Torch finds it as fast."""
+        """Torch finds it."""
         return None
 
     def run(self, prepared: Prepared, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:

@@ -33,7 +33,7 @@ class EagerBackend:
         return False
 
     def norm(self, prepared: Batch, grads: Gradients) -> None:
-        """Torch finds it as fast."""
+        """Torch finds it."""
         return None
 
     @torch.no_grad()
