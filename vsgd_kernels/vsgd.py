@@ -73,9 +73,9 @@ class VSGD(FusedOptimizer):
         max_grad_norm: > 0; gradients are clipped to this 2-norm, taken over all parameters of all groups, as
             `torch.nn.utils.clip_grad_norm_` then `step` would, but they are read once more and not rewritten, summed up
             in float32 or (on the CPU, and for float64) float64, and can be 16-bit without rounding. The norm before
-            clipping is left in `grad_norm`. It is that of unscaled gradients under GradScaler, and of whole gradients where they are
-            DTensors (FSDP2, tensor parallelism); where the optimizer is given only a part of the parameters, as
-            ZeroRedundancyOptimizer does in each process, that of this part. An attribute, which can be changed between
+            clipping is left in `grad_norm`. It is that of unscaled gradients under GradScaler, and of whole gradients
+            where they are DTensors (FSDP2, tensor parallelism); where the optimizer is given only some parameters, as
+            ZeroRedundancyOptimizer does in each process, that of these. An attribute, which can be changed between
             steps, and no part of the state dict. inf clips nothing, and leaves the norm.
         gradient_release: step each parameter as soon as its gradient is accumulated in backward, and free the gradient,
             so that few are there at a time. Parameters end as `step` would leave them, to the bit, with the settings of
