@@ -1,5 +1,4 @@
-#include "norm.h"
-
+// The norm of a step's gradients: a sum of squares for each block, in one parallel region.
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
@@ -7,28 +6,23 @@
 #include <vector>
 
 #include "isa.h"
-#include "numbers.h"
+#include "step_cpu.h"
 
 namespace vsgd {
 namespace {
 
 constexpr int kLanes = 32;  // with 16 gcc unrolls the loop over them and leaves it scalar
-constexpr int64_t kPrefetch = 2048;  // bytes
 
 // The sum of n squares: of each kLanes-th in a lane of its own, and then of the lanes.
 template <class P>
 VSGD_FN double squares(const P* x, int64_t n) {
   double lanes[kLanes] = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#ifdef __GNUC__
-    __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kPrefetch);
-#endif
+  for (; i + kLanes <= n; i += kLanes)
     for (int j = 0; j < kLanes; ++j) {
       const double v = load(x + i + j);
       lanes[j] += v * v;
     }
-  }
   for (int j = 0; i + j < n; ++j) {
     const double v = load(x + i + j);
     lanes[j] += v * v;
@@ -73,17 +67,16 @@ constexpr decltype(&squares_of<float>) squares_by_dtype[] = {squares_of<float>, 
 
 }  // namespace
 
-double norm_cpu(NormOf of) {
-  if (of.isa == Isa::automatic) of.isa = detect_isa();
+double norm_cpu(const CpuBatch& batch) {
   constexpr int64_t kGrain = 32;  // blocks
-  const Blocks blocks(of.rows, of.tensors);
+  const Blocks blocks(batch.rows, batch.tensors);
   std::vector<double> sums(blocks.count());
   torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
     double* sum = sums.data() + first;
     blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
       for (; begin < end; begin += Blocks::kBlock)
-        *sum++ = squares_by_dtype[of.rows[i].dtype](of.rows[i], of.grads[i], of.layouts, begin,
-                                                    std::min(begin + Blocks::kBlock, end), of.isa);
+        *sum++ = squares_by_dtype[batch.rows[i].dtype](batch.rows[i], batch.grads[i], batch.layouts, begin,
+                                                       std::min(begin + Blocks::kBlock, end), batch.isa);
     });
   });
   return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));

@@ -8,7 +8,6 @@
 #include <string>
 #include <utility>
 
-#include "norm.h"
 #include "step_cpu.h"
 #include "step_device.h"
 #include "watch.h"
@@ -32,26 +31,26 @@ vsgd::Isa isa_of(const std::string& name) {
                                                {"avx512", Isa::avx512}, {"avx512vbmi", Isa::avx512vbmi}};
   const auto* found = std::find_if(std::begin(names), std::end(names), [&](const auto& each) { return each.first == name; });
   STD_TORCH_CHECK(found != std::end(names), "isa: unknown ", name);
-  STD_TORCH_CHECK(found->second <= vsgd::detect_isa(), "isa: this processor or build has no ", name);
-  return found->second;
+  const Isa best = vsgd::detect_isa();
+  STD_TORCH_CHECK(found->second <= best, "isa: this processor or build has no ", name);
+  return found->second == Isa::automatic ? best : found->second;
+}
+
+vsgd::CpuBatch batch_of(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const std::string& isa) {
+  return {rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0), layouts.const_data_ptr<int64_t>(), isa_of(isa)};
 }
 
 void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& hyper, std::string rule,
               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, std::string isa) {
-  const vsgd::CpuStep step{rows_of(rows),
-                           grads.const_data_ptr<int64_t>(),
-                           rows.size(0),
-                           layouts.const_data_ptr<int64_t>(),
+  const vsgd::CpuStep step{batch_of(rows, grads, layouts, isa),
                            hyper.const_data_ptr<double>(),
-                           {scalar_of(grad_scale), scalar_of(found_inf)},
-                           isa_of(isa)};
+                           {scalar_of(grad_scale), scalar_of(found_inf)}};
   const bool known = vsgd::step_cpu(rule, step);
   STD_TORCH_CHECK(known, "rule: unknown ", rule);
 }
 
 double norm_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, std::string isa) {
-  return vsgd::norm_cpu({rows_of(rows), grads.const_data_ptr<int64_t>(), rows.size(0), layouts.const_data_ptr<int64_t>(),
-                         isa_of(isa)});
+  return vsgd::norm_cpu(batch_of(rows, grads, layouts, isa));
 }
 
 vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path, int64_t format) {

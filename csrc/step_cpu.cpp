@@ -16,9 +16,7 @@ Isa detect_isa() {
   return Isa::baseline;
 }
 
-bool step_cpu(const std::string& rule, CpuStep step) {
-  static const Isa best = detect_isa();
-  if (step.isa == Isa::automatic) step.isa = best;
+bool step_cpu(const std::string& rule, const CpuStep& step) {
   const bool overflowed = step.amp.found_inf && *step.amp.found_inf != 0.0f;
   return Rules::with(rule, [&](auto type) {
     if (!overflowed) step_rule<typename decltype(type)::type>(step);

@@ -1,4 +1,4 @@
-// The CPU kernel's entry.
+// The CPU kernels' entries.
 #pragma once
 
 #include <cstdint>
@@ -14,21 +14,28 @@ enum class Isa { automatic, baseline, avx2, avx512, avx512vbmi };
 // The best instruction set of this processor.
 Isa detect_isa();
 
-struct CpuStep {
+struct CpuBatch {
   const Row* rows;         // [tensors]
   const int64_t* grads;    // [tensors] addresses
   int64_t tensors;
   const int64_t* layouts;  // records of strided tensors
-  const double* hyper;     // [groups, Rule::hypers]
+  Isa isa;                 // not automatic
+};
+
+struct CpuStep : CpuBatch {
+  const double* hyper;  // [groups, Rule::hypers]
   Amp amp;
-  Isa isa;
 };
 
 // Steps all tensors in one parallel region; false where there is no such rule.
-bool step_cpu(const std::string& rule, CpuStep step);
+bool step_cpu(const std::string& rule, const CpuStep& step);
 
-// The same for one rule, once the instruction set is known and no infinity was found; in a file of each rule's own.
+// The same for one rule, where no infinity was found; in a file of each rule's own.
 template <class Rule>
 void step_rule(const CpuStep& step);
+
+// The 2-norm of all gradients together. Squares are added up as doubles, in an order that neither threads nor the
+// instruction set change.
+double norm_cpu(const CpuBatch& batch);
 
 }  // namespace vsgd

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
-#include <vector>
 
 #include "isa.h"
 #include "run_avx512.h"

@@ -127,6 +127,11 @@ def gradient(param: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (torch.randn(param.shape, generator=generator) * scale).to(param)
 
 
+def misaligned(t: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy that begins an element later than its memory does."""
+    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+
 def extreme_gradients() -> torch.Tensor:
     """From subnormal to the largest, of both signs, and what is not finite."""
     magnitudes = torch.logspace(-45, 38, 2000, dtype=torch.float64).float()

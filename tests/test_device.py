@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params
+from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params, misaligned
 from vsgd_kernels.backends.device import Prepared
 from vsgd_kernels.batch import DTYPES
 
@@ -119,7 +119,7 @@ def test_gradients_elsewhere_in_a_skipped_step(case, backend, generator):
     optimizer = case.optimizer(params, lr=1e-2, backend=backend)
     check_step(optimizer, params)
     for param in params:
-        param.grad = torch.cat([torch.zeros(1), gradient(param, generator)])[1:]
+        param.grad = misaligned(gradient(param, generator))
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
     del optimizer.found_inf
@@ -136,7 +136,7 @@ def test_replaced_by_misaligned(case, backend, generator, how):
     check_step(optimizer, params)
     state = optimizer.state[params[0]][optimizer.rule.states[-1]]
     old = {"data": params[0].data, "grad": params[0].grad, "state": state}[how]
-    new = torch.empty(old.numel() + 1)[1:].view_as(old).copy_(old)
+    new = misaligned(old)
     if how == "data":
         params[0].data = new
     elif how == "grad":

@@ -5,13 +5,9 @@ import re
 import pytest
 import torch
 
+from tests.cases import misaligned
 from vsgd_kernels import __main__
 from vsgd_kernels.backends import library
-
-
-def padded(t):
-    """A copy that begins 4 bytes later than memory does."""
-    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
 
 
 @pytest.fixture
@@ -108,7 +104,7 @@ CHANGES = {
     "gradient of other dtype": lambda p, s: setattr(p[0].grad, "data", p[0].grad.data.view(torch.int32)),
     "gradient that is sparse": lambda p, s: setattr(p[0], "grad", torch.rand(4, 6).to_sparse()),
     "gradient that negates its memory": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
-    "gradient aligned otherwise": lambda p, s: setattr(p[0], "grad", padded(p[0].grad)),
+    "gradient aligned otherwise": lambda p, s: setattr(p[0], "grad", misaligned(p[0].grad)),
     "state elsewhere": lambda p, s: setattr(s[p[0]]["mug"], "data", s[p[0]]["mug"].data.clone()),
     "state in shared memory": lambda p, s: s[p[0]]["mug"].share_memory_(),
     "state replaced": lambda p, s: s[p[0]].update(mug=s[p[0]]["mug"].clone()),

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .formats import is_16_bit
 from .ops import check_scalar
+from .rules import widest
 from .state_formats import is_dense
 
 #: Added to the norm, by `torch.nn.utils.clip_grad_norm_` too.
@@ -122,7 +123,7 @@ def _together(norms: list[Tensor]) -> Tensor:
     """The norm of some norms."""
     if not norms:
         return torch.zeros((), device="cpu")
-    dtype = max((norm.dtype for norm in norms), key=lambda dtype: dtype.itemsize)
+    dtype = widest(norm.dtype for norm in norms)
     return _norm_of([norm.to(norms[0].device, dtype) for norm in norms])
 
 

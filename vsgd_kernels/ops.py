@@ -9,7 +9,7 @@ from . import backends, state_formats
 from .backends.library import increment_versions
 from .batch import Batch, Gradients
 from .formats import is_16_bit
-from .rules import RULES, Rule, arithmetic_dtype
+from .rules import RULES, Rule, arithmetic_dtype, widest
 
 
 class Launch:
@@ -24,6 +24,7 @@ class Launch:
         self.batch = batch
         self.backend = backends.choose(backend, batch.params[0].device)
         self._prepared = self.backend.prepare(batch, grads)
+        self._widest = widest(arithmetic_dtype(param.dtype) for param in batch.params)
 
     def is_current(self) -> bool:
         """Whether what was prepared is still where it was; where not, the launch must be made anew."""
@@ -34,8 +35,7 @@ class Launch:
         norm = self.backend.norm(self._prepared, grads)
         if norm is None:
             return None
-        dtypes = {arithmetic_dtype(param.dtype) for param in self.batch.params}
-        return torch.tensor(norm, dtype=max(dtypes, key=lambda dtype: dtype.itemsize), device="cpu")
+        return torch.tensor(norm, dtype=self._widest, device="cpu")
 
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with.

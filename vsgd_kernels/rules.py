@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,11 @@ BOUNDS = {torch.float32: Bounds(2.0**-100, 2.0**60), torch.float64: Bounds(2.0**
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which parameters of `dtype` are computed, and in which their state is kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The one of the most bytes."""
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def prior_rate(rate: float, dtype: torch.dtype) -> float:

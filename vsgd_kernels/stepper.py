@@ -75,6 +75,7 @@ class Stepper:
         return norm
 
     def _unchanged(self, scope: Scope) -> Gradients | None:
+        """The gradients, where the plan is known to serve and the step has been checked."""
         gradients = None if self._plan is None else self._plan.unchanged(scope)
         if gradients is not None:
             _check(scope)

@@ -51,8 +51,9 @@ def why_not_exact() -> str | None:
     libraries = _libraries("_snapshot")
     if not libraries:
         return f"not compiled; {_BUILD_HINT}"
-    if missing := [path for path in libraries if _bytes_missing(path)]:
-        return f"{missing[0].name} lacks its last {_bytes_missing(missing[0])} bytes; {_BUILD_HINT}"
+    for path in libraries:
+        if missing := _bytes_missing(path):
+            return f"{path.name} lacks its last {missing} bytes; {_BUILD_HINT}"
     try:
         compiled_for = import_module("vsgd_kernels._snapshot").torch_version
     except ImportError as error:
