@@ -53,7 +53,7 @@ def add_cuda(extension: CppExtension, cuda: Path) -> None:
     """Adds the CUDA kernels to the extension."""
     # A torch without CUDA does not look for the toolkit.
     cpp_extension.CUDA_HOME = str(cuda)
-    extension.sources.append("csrc/step_cuda.cu")
+    extension.sources += sorted(map(str, Path("csrc").glob("*.cu")))
     extension.define_macros.append(("USE_CUDA", None))
     extension.include_dirs.append(str(cuda / "include"))
     extension.library_dirs += [str(cuda / "lib64")]

@@ -79,8 +79,13 @@ class Blocks {
  public:
   static constexpr int64_t kBlock = 1024;  // elements
 
-  Blocks(const Row* rows, int64_t n) : rows_(rows), start_(n + 1, 0) {
-    for (int64_t i = 0; i < n; ++i) start_[i + 1] = start_[i] + (rows[i].numel + kBlock - 1) / kBlock;
+  // AnyRow: one with `numel`.
+  template <class AnyRow>
+  Blocks(const AnyRow* rows, int64_t n) : numel_(n), start_(n + 1, 0) {
+    for (int64_t i = 0; i < n; ++i) {
+      numel_[i] = rows[i].numel;
+      start_[i + 1] = start_[i] + (numel_[i] + kBlock - 1) / kBlock;
+    }
   }
 
   int64_t count() const { return start_.back(); }
@@ -90,14 +95,13 @@ class Blocks {
     int64_t i = std::upper_bound(start_.begin(), start_.end(), first) - start_.begin() - 1;
     for (; first < last; first = start_[++i]) {
       int64_t begin = (first - start_[i]) * kBlock;
-      int64_t end = std::min((std::min(last, start_[i + 1]) - start_[i]) * kBlock, rows_[i].numel);
+      int64_t end = std::min((std::min(last, start_[i + 1]) - start_[i]) * kBlock, numel_[i]);
       if (begin < end) visit(i, begin, end);
     }
   }
 
  private:
-  const Row* rows_;
-  std::vector<int64_t> start_;
+  std::vector<int64_t> numel_, start_;
 };
 
 }  // namespace vsgd

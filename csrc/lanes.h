@@ -15,6 +15,15 @@ static_assert(kTile == kCodes, "a warp steps one block of codes");
 
 // How a launch's tensors are accessed: all addresses are multiples of 16 bytes, or not, or strides differ.
 enum class Path { aligned, misaligned, strided };
+template <Path path> using PathOf = Value<Path, path>;
+
+// Calls run(PathOf<path>).
+template <class Run>
+auto with_path(Path path, const Run& run) {
+  if (path == Path::aligned) return run(PathOf<Path::aligned>());
+  if (path == Path::misaligned) return run(PathOf<Path::misaligned>());
+  return run(PathOf<Path::strided>());
+}
 
 // Arrays stay in registers only where their indices are constants; a loop of unknown length is better left one.
 #ifdef __CUDACC__
@@ -87,7 +96,9 @@ struct Place {
   int64_t numel;
   const int64_t* layout;  // the tensor's record, for Path::strided
 
-  VSGD_FN Place(const Row& row, const int64_t* layouts, int64_t tile, int lane)
+  // AnyRow: one with `numel` and `layout`.
+  template <class AnyRow>
+  VSGD_FN Place(const AnyRow& row, const int64_t* layouts, int64_t tile, int lane)
       : first(tile + (path == Path::aligned ? lane * kEach : lane)), numel(row.numel), layout(layouts + row.layout) {}
 
   VSGD_FN int64_t element(int j) const { return first + (path == Path::aligned ? j : j * kLanes); }

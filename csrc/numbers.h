@@ -27,6 +27,10 @@ VSGD_FN To bit_cast(From from) {
   return to;
 }
 
+// A type, and a value, as arguments.
+template <class T> struct Type { using type = T; };
+template <class T, T v> struct Value { static constexpr T value = v; };
+
 // How many bits x has, from its highest set one on.
 VSGD_FN uint32_t bit_length(uint32_t x) {
 #if defined(__CUDA_ARCH__)

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "samples_device.h"
 #include "step_cpu.h"
 #include "step_device.h"
 #include "watch.h"
@@ -53,6 +54,18 @@ double norm_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, 
   return vsgd::norm_cpu(batch_of(rows, grads, layouts, isa));
 }
 
+const vsgd::SampleRow* sample_rows_of(const Tensor& rows) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == vsgd::kSampleColumns, "rows: expected ", vsgd::kSampleColumns,
+                  " columns");
+  return reinterpret_cast<const vsgd::SampleRow*>(rows.const_data_ptr<int64_t>());
+}
+
+void add_samples_cpu(const Tensor& rows, const Tensor& samples, const Tensor& counts, const Tensor& layouts,
+                     std::string isa) {
+  vsgd::add_samples_cpu({sample_rows_of(rows), samples.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>(),
+                         rows.size(0), layouts.const_data_ptr<int64_t>(), isa_of(isa)});
+}
+
 vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path, int64_t format) {
   return {std::move(rule), dtype, vsgd::Path(path), vsgd::Format(format)};
 }
@@ -89,6 +102,23 @@ void count_device(const Tensor& rows, const Tensor& hyper, Tensor scalars, std::
   vsgd::count_on_host(count, kind);
 }
 
+void add_samples_device(const Tensor& rows, const Tensor& samples, const Tensor& counts, const Tensor& layouts,
+                        const Tensor& chunk_tensor, const Tensor& first_chunk, int64_t chunk, int64_t dtype,
+                        int64_t path) {
+  const vsgd::SampleStep step{sample_rows_of(rows),
+                              samples.const_data_ptr<int64_t>(),
+                              counts.const_data_ptr<int64_t>(),
+                              layouts.const_data_ptr<int64_t>(),
+                              chunk_tensor.const_data_ptr<int32_t>(),
+                              first_chunk.const_data_ptr<int64_t>(),
+                              chunk_tensor.numel(),
+                              chunk};
+#ifdef USE_CUDA
+  if (rows.is_cuda()) return vsgd::add_samples_on_cuda(step, dtype, vsgd::Path(path), rows.get_device_index());
+#endif
+  vsgd::add_samples_on_host(step, dtype, vsgd::Path(path));
+}
+
 // A watch is known to Python by its address.
 int64_t watch(std::vector<Tensor> tensors) { return reinterpret_cast<int64_t>(new vsgd::Watch(std::move(tensors))); }
 bool watch_moved(int64_t watch) { return reinterpret_cast<const vsgd::Watch*>(watch)->moved(); }
@@ -101,12 +131,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
       "_step_cpu(Tensor rows, Tensor grads, Tensor layouts, Tensor hyper, str rule, Tensor? grad_scale, "
       "Tensor? found_inf, str isa) -> ()");
   m.def("_norm_cpu(Tensor rows, Tensor grads, Tensor layouts, str isa) -> float");
+  m.def("_add_samples_cpu(Tensor rows, Tensor samples, Tensor counts, Tensor layouts, str isa) -> ()");
   m.def(
       "_step_device(Tensor rows, Tensor grads, Tensor layouts, Tensor chunk_tensor, Tensor first_chunk, "
       "Tensor scalar_row, Tensor scalars, Tensor? grad_scale, Tensor? found_inf, int chunk, str rule, int dtype, "
       "int path, int format) -> ()");
   m.def(
       "_count_device(Tensor rows, Tensor hyper, Tensor(a!) scalars, Tensor? found_inf, str rule, int dtype) -> ()");
+  m.def(
+      "_add_samples_device(Tensor rows, Tensor samples, Tensor counts, Tensor layouts, Tensor chunk_tensor, "
+      "Tensor first_chunk, int chunk, int dtype, int path) -> ()");
   m.def("_best_isa() -> int");
   m.def("_watch(Tensor[] tensors) -> int");
   m.def("_watch_moved(int watch) -> bool");
@@ -116,14 +150,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CPU, m) {
   m.impl("_step_cpu", TORCH_BOX(&step_cpu));
   m.impl("_norm_cpu", TORCH_BOX(&norm_cpu));
+  m.impl("_add_samples_cpu", TORCH_BOX(&add_samples_cpu));
   m.impl("_step_device", TORCH_BOX(&step_device));
   m.impl("_count_device", TORCH_BOX(&count_device));
+  m.impl("_add_samples_device", TORCH_BOX(&add_samples_device));
 }
 
 #ifdef USE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(vsgd_kernels, CUDA, m) {
   m.impl("_step_device", TORCH_BOX(&step_device));
   m.impl("_count_device", TORCH_BOX(&count_device));
+  m.impl("_add_samples_device", TORCH_BOX(&add_samples_device));
 }
 #endif
 

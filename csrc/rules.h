@@ -238,9 +238,6 @@ struct StochGradAdam {
   }
 };
 
-// A type as an argument.
-template <class T> struct Type { using type = T; };
-
 template <class... Rules>
 struct RuleList {
   // Calls run(Type<Rule>) for the rule of that name; false where there is none.

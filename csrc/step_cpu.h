@@ -5,6 +5,7 @@
 #include <string>
 
 #include "chunks.h"
+#include "samples.h"
 
 namespace vsgd {
 
@@ -37,5 +38,17 @@ void step_rule(const CpuStep& step);
 // The 2-norm of all gradients together. Squares are added up as doubles, in an order that neither threads nor the
 // instruction set change.
 double norm_cpu(const CpuBatch& batch);
+
+struct CpuSamples {
+  const SampleRow* rows;    // [tensors]
+  const int64_t* samples;   // [tensors] addresses
+  const int64_t* counts;    // [tensors] how many there were before
+  int64_t tensors;
+  const int64_t* layouts;   // records of strided samples
+  Isa isa;                  // not automatic
+};
+
+// Adds samples to their means and variances.
+void add_samples_cpu(const CpuSamples& fed);
 
 }  // namespace vsgd

@@ -93,29 +93,24 @@ VSGD_FN void count_tensor(const Count& count, int64_t tensor) {
   if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;
 }
 
-// Values as arguments, for `dispatch`.
-template <class T, T v> struct Value { static constexpr T value = v; };
-template <Path path> using PathOf = Value<Path, path>;
 template <Format format> using FormatOf = Value<Format, format>;
 
 // Calls run(Type<Rule>, Type<P>, FormatOf<format>, PathOf<path>) for what `kind` names; false where there is no such rule.
 template <class Run>
 bool dispatch(const Kind& kind, const Run& run) {
-  auto with_path = [&](auto rule, auto param, auto format) {
-    if (kind.path == Path::aligned) return run(rule, param, format, PathOf<Path::aligned>());
-    if (kind.path == Path::misaligned) return run(rule, param, format, PathOf<Path::misaligned>());
-    return run(rule, param, format, PathOf<Path::strided>());
+  auto on_path = [&](auto rule, auto param, auto format) {
+    return with_path(kind.path, [&](auto path) { return run(rule, param, format, path); });
   };
   auto with_format = [&](auto rule, auto param) {
-    if (kind.format == Format::bf16) return with_path(rule, param, FormatOf<Format::bf16>());
-    if (kind.format == Format::q8) return with_path(rule, param, FormatOf<Format::q8>());
-    if (kind.format == Format::packed16) return with_path(rule, param, FormatOf<Format::packed16>());
-    return with_path(rule, param, FormatOf<Format::fp32>());
+    if (kind.format == Format::bf16) return on_path(rule, param, FormatOf<Format::bf16>());
+    if (kind.format == Format::q8) return on_path(rule, param, FormatOf<Format::q8>());
+    if (kind.format == Format::packed16) return on_path(rule, param, FormatOf<Format::packed16>());
+    return on_path(rule, param, FormatOf<Format::fp32>());
   };
   auto with_dtype = [&](auto rule) {
     switch (kind.dtype) {
       case 0: return with_format(rule, Type<float>());
-      case 1: return with_path(rule, Type<double>(), FormatOf<Format::fp32>());
+      case 1: return on_path(rule, Type<double>(), FormatOf<Format::fp32>());
       case 2: return with_format(rule, Type<bf16>());
       default: return with_format(rule, Type<fp16>());
     }

@@ -197,7 +197,7 @@ def master_of(optimizer, param):
 def variance_of(optimizer, param):
     """Of what a parameter was fed."""
     samples = optimizer._samples.get(param)
-    return samples.variance.double() if samples else torch.zeros_like(param, dtype=torch.float64)
+    return samples.variance.double() if samples and not samples.is_old else torch.zeros_like(param, dtype=torch.float64)
 
 
 def words_of(optimizer, param, t):

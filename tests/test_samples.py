@@ -88,7 +88,7 @@ def test_against_the_reference(backend, generator, how):
         expected = reference_step(optimizer, params, means)
         optimizer.step()
         assert_stepped(optimizer, params, expected)
-        assert all(samples.count == 0 and not samples.variance.any() for samples in optimizer._samples.values())
+        assert all(samples.count == 0 and not samples.get_variance().any() for samples in optimizer._samples.values())
 
 
 def test_micro_batches_equal_the_vector(backend, vector):

@@ -138,6 +138,18 @@ class Batch:
                 )
 
 
+class SampleBatch(NamedTuple):
+    """What samples are added to; all on one device, and in memory without gaps.
+
+    Attributes:
+        means: of the samples so far, in the dtype that is computed in.
+        variances: theirs about the means, of the same dtype, shape and strides.
+    """
+
+    means: list[Tensor]
+    variances: list[Tensor]
+
+
 def step_device(param: Tensor, capturable: bool) -> torch.device:
     """Where a parameter's step count is kept."""
     return param.device if capturable else torch.device("cpu")

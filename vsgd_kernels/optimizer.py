@@ -139,12 +139,11 @@ class FusedOptimizer(Optimizer):
         if self._release is not None:
             self._release.check_step(self)
         settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
-        variances = {param: samples.variance for param, samples in self._samples.items()}
         scope = Scope(
             self.param_groups,
             self.state,
             settings,
-            variances,
+            self._variances(),
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
             max_norm=self._max_grad_norm,
@@ -152,6 +151,10 @@ class FusedOptimizer(Optimizer):
         norm = self._stepper.step(scope)
         if self._max_grad_norm is not None:
             self.grad_norm = norm
+
+    def _variances(self) -> dict[Tensor, Tensor]:
+        """Of each parameter's samples, for a rule that takes them."""
+        return {}
 
     def accumulate_gradients(self) -> AbstractContextManager[None]:
         """A context in which backward leaves gradients summed up in `.grad`, as it does without `gradient_release`.

@@ -146,7 +146,7 @@ class Plan:
         """The step's gradients, if the plan can `run` on them; None where that is not known, and `serves` must tell."""
         if self._snapshot is None or not all(map(Settings.fits, scope.settings, self._settings)):
             return None
-        gradients = self._snapshot.gradients(_lists(scope.param_groups), [scope.state, scope.variances])
+        gradients = self._snapshot.gradients(lists_of(scope.param_groups), [scope.state, scope.variances])
         if gradients is not None:
             self._take_settings(scope.settings)
         return gradients
@@ -173,7 +173,7 @@ class Plan:
             self._hyper.copy_(_hyper(settings))
 
     def _take_snapshot(self, scope: Scope) -> None:
-        self._snapshot = Snapshot(_lists(scope.param_groups), [scope.state, scope.variances])
+        self._snapshot = Snapshot(lists_of(scope.param_groups), [scope.state, scope.variances])
 
     def norm(self, gradients: Gradients) -> Tensor | None:
         """The 2-norm of all gradients together, where one launch can tell."""
@@ -189,15 +189,15 @@ class Plan:
 
     def _containers(self, scope: Scope) -> list[Container]:
         """What must hold the same objects for the plan to serve."""
-        return [*_lists(scope.param_groups), scope.state, *self._states, scope.variances]
+        return [*lists_of(scope.param_groups), scope.state, *self._states, scope.variances]
 
 
 def gradients_of(param_groups: ParamGroups) -> Gradients:
     """Every parameter's gradient, as far as it has one."""
-    return look(_lists(param_groups))
+    return look(lists_of(param_groups))
 
 
-def _lists(param_groups: ParamGroups) -> list[list[Tensor]]:
+def lists_of(param_groups: ParamGroups) -> list[list[Tensor]]:
     """The parameters of each group; somebody may have set others than a list."""
     return [group["params"] if type(group["params"]) is list else list(group["params"]) for group in param_groups]
 

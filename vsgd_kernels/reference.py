@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .arithmetic import fma
-from .rules import BOUNDS, ConstantVsgdScalars, StochGradAdamScalars, VsgdScalars
+from .rules import BOUNDS, ConstantVsgdScalars, StochGradAdamScalars, VsgdScalars, rounded
 
 
 def bounded(ghat: Tensor) -> Tensor:
@@ -23,6 +24,15 @@ def bounded(ghat: Tensor) -> Tensor:
 def bounded_variance(variance: Tensor) -> Tensor:
     """Clamps variances to what `bounded` gradients can have; NaN stays."""
     return variance.clamp(max=BOUNDS[variance.dtype].big ** 2)
+
+
+def add_sample(mean: Tensor, variance: Tensor, ghat: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of n samples, of which ghat is the last and the others have these (Welford)."""
+    if n == 1:
+        return ghat, torch.zeros_like(ghat)
+    own = rounded(1.0 / n, ghat.dtype)
+    d = ghat - mean
+    return fma(own, d, mean), rounded(1.0 - own, ghat.dtype) * fma(own * d, d, variance)
 
 
 def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from . import hyperparameters
-from .backends.device import capturing
+from .backends.on_device import capturing
 from .plan import Scope, param_name
 from .rules import Rule
 from .stepper import Stepper

@@ -38,6 +38,11 @@ def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
+def rounded(number: float, dtype: torch.dtype) -> float:
+    """The nearest number of an arithmetic dtype."""
+    return number if dtype == torch.float64 else ctypes.c_float(number).value
+
+
 def prior_rate(rate: float, dtype: torch.dtype) -> float:
     """A prior rate, within what the arithmetic dtype can hold."""
     return min(max(rate, BOUNDS[dtype].tiny), BOUNDS[dtype].big ** 2)
@@ -63,8 +68,7 @@ def kept_share(t: float, tau: float, dtype: torch.dtype) -> float:
 
     What is new has the weight of 1 minus that, so that a rate whose gradients stay as they are does not drift.
     """
-    kept = 1.0 - t**-tau
-    return kept if dtype == torch.float64 else ctypes.c_float(kept).value
+    return rounded(1.0 - t**-tau, dtype)
 
 
 class VsgdScalars(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from . import hyperparameters, rules
-from .batch import check_grad, check_param
-from .plan import param_name, params_of
-from .samples import Samples
+from .backends.library import Snapshot
+from .batch import Gradients, check_grad, check_param
+from .plan import lists_of, param_name, params_of
+from .samples import Intake, Samples
 from .vsgd import VSGD
 
 
@@ -76,7 +78,7 @@ class SampleVSGD(VSGD):
             TypeError, ValueError: one of them does not fit its parameter, or the numbers of samples of the parameters
                 differ; nothing is taken then.
         """
-        if not self._take(self._found()):
+        if not (self._take_again() or self._take(_has_any)):
             raise RuntimeError("accumulate() found no parameter with a grad or grad_sample; call it after backward()")
 
     @_disable_dynamo
@@ -90,7 +92,7 @@ class SampleVSGD(VSGD):
         Args:
             group: the processes; None stands for all of them.
         """
-        self._take(self._found())
+        self._take(_has_any)
         params = params_of(self.param_groups)
         counts = torch.tensor([self._samples_of(param).count for param in params], device=params[0].device)
         dist.all_reduce(counts, group=group)
@@ -104,24 +106,44 @@ class SampleVSGD(VSGD):
         for samples in self._samples.values():
             samples.clear()
 
-    def _found(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters that have something to be taken, and what errors call them."""
-        for i, group in enumerate(self.param_groups):
-            for j, param in enumerate(group["params"]):
-                if param.grad is not None or getattr(param, "grad_sample", None) is not None:
-                    yield param_name(self.param_groups, i, j), param
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._forget_prepared()
+
+    def _forget_prepared(self) -> None:
+        """Forgets what was prepared for the samples that there were."""
+        self._intake: Intake | None = None  # of the last call of accumulate(), where it took gradients alone
+        self._variance_of: dict[Tensor, Tensor] | None = None
+        self._plain: Snapshot | None = None  # of a step on gradients alone, without samples, for which all was ready
+
+    def _variances(self) -> dict[Tensor, Tensor]:
+        if self._variance_of is None:
+            self._variance_of = {param: samples.variance for param, samples in self._samples.items()}
+        return self._variance_of
 
     def _forget_what_has_left(self) -> None:
         """Drops the samples of parameters that are in no group any more."""
         own = set(map(id, params_of(self.param_groups)))
         if not own.issuperset(map(id, self._samples)):
             self._samples = {param: samples for param, samples in self._samples.items() if id(param) in own}
+            self._forget_prepared()
+
+    def _samples_of(self, param: Tensor) -> Samples:
+        samples = self._samples.get(param)
+        if samples is None or not (samples.count or samples.fits(param)):
+            samples = self._samples[param] = Samples.none_of(param)
+            self._forget_prepared()
+        return samples
+
+    def _has_accumulated(self) -> bool:
+        return any(samples.count for samples in self._samples.values())
 
     def _check_scaler(self) -> None:
         """Raises RuntimeError where a GradScaler, which knows `.grad` alone, has left samples out."""
         found_inf = getattr(self, "found_inf", None)
-        accumulated = any(samples.count for samples in self._samples.values())
-        if found_inf is None or not (accumulated or any(_has_samples(param) for _, param in self._found())):
+        if found_inf is None or not (
+            self._has_accumulated() or any(map(_has_samples, params_of(self.param_groups)))
+        ):
             return
         if getattr(self, "grad_scale", None) is None:
             raise RuntimeError(
@@ -131,15 +153,17 @@ class SampleVSGD(VSGD):
         if not isinstance(found_inf, Tensor):
             raise RuntimeError("GradScaler found no .grad to look at; leave those of the last micro-batch there")
 
-    def _samples_of(self, param: Tensor) -> Samples:
-        samples = self._samples.get(param)
-        if samples is None or not (samples.count or samples.fits(param)):
-            samples = self._samples[param] = Samples.none_of(param)
-        return samples
-
-    def _take(self, found: Iterator[tuple[str, Tensor]]) -> bool:
-        """Feeds parameters what they have; whether there was any."""
-        taken = [(name, param, _samples_in(name, param)) for name, param in found]
+    def _take(self, wanted: Callable[[Tensor], bool]) -> bool:
+        """Feeds those parameters that are wanted what they have; whether there was any."""
+        taken = [
+            (name, param, _samples_in(name, param))
+            for i, group in enumerate(self.param_groups)
+            for j, param in enumerate(group["params"])
+            if wanted(param)
+            for name in (param_name(self.param_groups, i, j),)
+        ]
+        if not taken:
+            return False
         lengths = {name: len(samples) for name, param, samples in taken if _has_samples(param)}
         for name, length in lengths.items():
             if length != (first := next(iter(lengths.values()))):
@@ -152,39 +176,69 @@ class SampleVSGD(VSGD):
                 raise ValueError(
                     f"{name} has changed its shape, dtype or device since it was fed; discard() its samples"
                 )
-        for _, param, samples in taken:
-            self._samples_of(param).add(samples)
+        params, samples = [param for _, param, _ in taken], [own for _, _, own in taken]
+        intake = Intake(params, list(map(self._samples_of, params)), samples, self._backend)
+        if not lengths:
+            intake.watch(lists_of(self.param_groups))
+            self._intake = intake
+        intake.add(Gradients.of(samples))
+        for param in params:
             param.grad = None
             if _has_samples(param):
                 param.grad_sample = None  # type: ignore[attr-defined]
-        return bool(taken)
+        return True
+
+    def _take_again(self) -> bool:
+        """Does what `_take` would, where it is known that all is as it was the last time; whether it is."""
+        intake = self._intake
+        if intake is None or any(map(_has_samples, params_of(self.param_groups))):
+            return False
+        gradients = intake.unchanged(lists_of(self.param_groups))
+        if gradients is None:
+            return False
+        intake.add(gradients)
+        for param in intake.params:
+            param.grad = None
+        return True
 
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
+        lists = lists_of(self.param_groups)
+        if self._plain is not None and not (self._has_accumulated() or any(map(_has_samples, chain(*lists)))):
+            if self._plain.gradients(lists, []) is not None:
+                super()._step()
+                return
         self._forget_what_has_left()
         self._check_scaler()
         for group in self.param_groups:
             hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
-        found = list(self._found())
-        # One that has only a gradient is asked for its samples too, and so gets their variance, which is 0.
-        self._take((name, p) for name, p in found if _has_samples(p) or self._samples_of(p).count)
+        # One that has only a gradient is asked for its samples too, and so gets their variance.
+        self._take(lambda param: _has_samples(param) or (param.grad is not None and self._samples_of(param).count > 0))
         fed = {param: samples for param, samples in self._samples.items() if samples.count}
-        if not (fed or found):
+        plain = [param for param in params_of(self.param_groups) if param.grad is not None]
+        if not (fed or plain):
             raise RuntimeError(
                 "no parameter was fed since the last step: call backward(), and accumulate() after each micro-batch"
             )
+        for param in plain:
+            self._samples[param].get_variance()
+        if not fed:
+            self._plain = Snapshot(lists, [])
         found_inf = getattr(self, "found_inf", None)
         try:
             for param, samples in fed.items():
-                if samples.mean is not None:
-                    param.grad = samples.mean.to(param.dtype)
+                param.grad = samples.gradient(param.dtype)
             if fed and found_inf is not None:
-                self.found_inf = _or_not_finite(found_inf, [s.mean for s in fed.values() if s.mean is not None])
+                self.found_inf = _or_not_finite(found_inf, [samples.get_mean() for samples in fed.values()])
             super()._step()
         finally:
             for param in fed:
                 param.grad = None
         self.discard()
+
+
+def _has_any(param: Tensor) -> bool:
+    return param.grad is not None or _has_samples(param)
 
 
 def _has_samples(param: Tensor) -> bool:
@@ -214,7 +268,7 @@ def _samples_in(name: str, param: Tensor) -> Tensor:
             raise TypeError(f"grad_sample of {name} must be dense and {param.dtype}, got {part.layout}, {part.dtype}")
         if part.device != param.device:
             raise ValueError(f"grad_sample of {name} must be on {param.device}, got {part.device}")
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0].resolve_neg() if len(parts) == 1 else torch.cat(parts)
 
 
 def _or_not_finite(found_inf: Tensor, means: list[Tensor]) -> Tensor:

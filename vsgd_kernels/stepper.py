@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import parameter_state
-from .backends.device import capturing
+from .backends.on_device import capturing
 from .batch import Gradients, check_grad, check_param
 from .clipping import clip, global_norm
 from .ops import check_scalars

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Gradients
+from ..batch import Batch, Gradients, SampleBatch
 from .cpp import CppBackend
 from .cuda import CudaBackend
 from .eager import EagerBackend
@@ -41,6 +41,23 @@ class Backend(Protocol):
 
     def run(self, prepared: Any, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the batch: parameters, states and step counts."""
+
+    def prepare_samples(self, batch: SampleBatch, samples: list[Tensor]) -> Any:
+        """What `add_samples` needs of a batch, and of the samples' layouts, and can be kept for the next time.
+
+        Args:
+            batch: what they will be added to.
+            samples: [M, *shape] for each.
+        """
+
+    def add_samples(self, prepared: Any, samples: Gradients, counts: list[int]) -> None:
+        """Adds samples to means and variances, one after the other.
+
+        Args:
+            prepared: what `prepare_samples` returned.
+            samples: laid out like those.
+            counts: of the samples before, for each; where it is 0, nothing is read of mean and variance.
+        """
 
 
 #: Every backend, the fastest first.

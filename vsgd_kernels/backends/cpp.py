@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Gradients
+from ..batch import Batch, Gradients, SampleBatch
 from .library import why_not_loaded
-from .table import Table
+from .table import SampleTable, Table
 
 #: In the order of ``csrc/step_cpu.h``'s Isa.
 ISAS = ("auto", "baseline", "avx2", "avx512", "avx512vbmi")
@@ -54,3 +54,12 @@ class CppBackend:
             found_inf,
             self.isa,
         )
+
+    def prepare_samples(self, batch: SampleBatch, samples: list[Tensor]) -> SampleTable:
+        """Builds the table of addresses."""
+        return SampleTable(batch, samples)
+
+    def add_samples(self, prepared: SampleTable, samples: Gradients, counts: list[int]) -> None:
+        """Adds them in one pass."""
+        before = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        torch.ops.vsgd_kernels._add_samples_cpu(prepared.rows, samples.addresses, before, prepared.layouts, self.isa)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..batch import DTYPES
 from ..state_formats import FORMATS
 from .device import DeviceBackend, Launch, Path, Prepared
+from .device_samples import PreparedSamples, SampleLaunch, SamplePath
 from .library import why_not_loaded
 
 
@@ -53,8 +54,8 @@ class CudaBackend(DeviceBackend):
             launch.rows,
             launch.grads,
             launch.layouts,
-            launch.chunk_tensor,
-            launch.first_chunk,
+            launch.chunks.tensor,
+            launch.chunks.first,
             launch.scalar_row,
             launch.scalars,
             grad_scale,
@@ -67,6 +68,21 @@ class CudaBackend(DeviceBackend):
         )
 
 
-def _path_code(path: Path) -> int:
-    """``csrc/step_device.h``'s Path."""
+    def add(self, prepared: PreparedSamples, launch: SampleLaunch) -> None:
+        """Adds the launch's samples."""
+        torch.ops.vsgd_kernels._add_samples_device(
+            launch.rows,
+            launch.samples,
+            launch.counts,
+            launch.layouts,
+            launch.chunks.tensor,
+            launch.chunks.first,
+            prepared.chunk,
+            DTYPES.index(launch.path.dtype),
+            _path_code(launch.path),
+        )
+
+
+def _path_code(path: Path | SamplePath) -> int:
+    """``csrc/lanes.h``'s Path."""
     return 2 if path.strided else 0 if path.aligned else 1

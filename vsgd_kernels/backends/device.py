@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Gradients
+from ..batch import Batch, Gradients, SampleBatch
 from ..formats import extra_bits
 from ..rules import arithmetic_dtype
 from ..state_formats import format_of
+from .device_samples import PreparedSamples, SampleLaunch
+from .on_device import Chunks, OnDevice, misaligned
 from .scalars import HostScalars
 from .table import COLUMNS, Table
 
-ALIGNMENT = 16  # bytes of the widest access
-
 _NUMEL, _LAYOUT = (COLUMNS.index(name) for name in ("numel", "layout"))
 _ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "variance", "state0", "state1", "state2", "state3")]
-
-
-def capturing() -> bool:
-    """Whether a CUDA graph is being made of what is launched now."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 class Path(NamedTuple):
@@ -84,7 +79,7 @@ class DeviceBackend(ABC):
                 for launch in prepared.launches:
                     self.count(prepared, launch, found_inf)
             for launch in prepared.launches:
-                if launch.programs:
+                if launch.chunks.programs:
                     self.step(prepared, launch, grad_scale, found_inf)
 
     @abstractmethod
@@ -95,26 +90,36 @@ class DeviceBackend(ABC):
     def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the launch's tensors, unless found_inf."""
 
+    def prepare_samples(self, batch: SampleBatch, samples: list[Tensor]) -> PreparedSamples:
+        """Builds the tables on the device."""
+        return PreparedSamples(batch, samples, self.chunk)
 
-class Prepared:
-    """A batch's launches.
+    def add_samples(self, prepared: PreparedSamples, samples: Gradients, counts: list[int]) -> None:
+        """Adds samples: one launch for each path."""
+        with prepared.guard():
+            prepared.take(samples, counts)
+            for launch in prepared.launches:
+                if launch.chunks.programs:
+                    self.add(prepared, launch)
 
-    Everything that they read lies in buffers that are written in place, on the stream that the step runs on: a step on
-    another stream needs no more care than the parameters do.
-    """
+    @abstractmethod
+    def add(self, prepared: PreparedSamples, launch: SampleLaunch) -> None:
+        """Adds the launch's samples."""
+
+
+class Prepared(OnDevice):
+    """A batch's launches."""
 
     def __init__(self, batch: Batch, grads: list[Tensor], chunk: int) -> None:
+        super().__init__(batch.params[0].device)
         self.batch = batch
         self.chunk = chunk
-        self.device = batch.params[0].device
         self.host_scalars = None if batch.capturable else HostScalars(batch)
-        self._kept: list[Tensor] = []
-        self._streams: set[int] = set()
         self._build(Gradients.of(grads))
 
     def _build(self, grads: Gradients) -> None:
         self.table, self.grads = Table(self.batch, grads.tensors), grads.addresses
-        aligned = ~(_misaligned(self.table.rows[:, _ADDRESSES]).any(1) | _misaligned(self.grads))
+        aligned = ~(misaligned(self.table.rows[:, _ADDRESSES]).any(1) | misaligned(self.grads))
         strided = self.table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
@@ -127,25 +132,17 @@ class Prepared:
         self.launches = [Launch(self, path, indices) for path, indices in paths.items()]
         self._streams.clear()
 
-    def upload(self, host: Tensor) -> Tensor:
-        """A copy on the device."""
-        return self.copy(torch.empty_like(host, device=self.device), host)
-
-    def copy(self, to: Tensor, host: Tensor) -> Tensor:
-        """Overwrites a tensor on the device, and returns it.
-
-        A graph that is being captured will copy again: from memory that stays, and pinned, for torch refuses other.
-        """
-        if capturing():
-            host = host.pin_memory()
-            self._kept.append(host)
-        return to.copy_(host, non_blocking=True)
+    def tensors(self) -> Iterator[Tensor]:
+        """All that lies on the device."""
+        yield self.hyper
+        for launch in self.launches:
+            yield from launch.tensors()
 
     def point_to(self, grads: Gradients) -> None:
         """Takes the addresses of gradients that are laid out as those it was built with."""
         if torch.equal(grads.addresses, self.grads):
             return
-        if not torch.equal(_misaligned(grads.addresses), _misaligned(self.grads)):
+        if not torch.equal(misaligned(grads.addresses), misaligned(self.grads)):
             self._build(grads)
             return
         self.grads = grads.addresses
@@ -180,27 +177,15 @@ class Prepared:
         for group, lr in self.batch.lrs.items():
             self.hyper[group, self.batch.rule.hyper.index("lr")] = lr
 
-    def guard(self) -> AbstractContextManager[Any]:
-        """Makes the tensors' device the current one, and keeps the tables' memory for the current stream."""
-        if self.device.type != "cuda":
-            return nullcontext()
-        stream = torch.cuda.current_stream(self.device)
-        if stream.cuda_stream not in self._streams and not capturing():
-            self._streams.add(stream.cuda_stream)
-            for tensor in (self.hyper, *(tensor for launch in self.launches for tensor in launch.tensors())):
-                tensor.record_stream(stream)
-        return torch.cuda.device(self.device)
-
 
 class Launch:
-    """The tensors of one path, as the kernels see them; n of them, in `programs` chunks.
+    """The tensors of one path, as the kernels see them; n of them.
 
     Attributes:
         rows: [n, COLUMNS] int64.
         grads: [n] int64, addresses of the gradients.
         layouts: int64, see `Table`.
-        chunk_tensor: [programs] int32, the tensor that a chunk belongs to.
-        first_chunk: [n] int64, the number of the tensor's first chunk.
+        chunks: of the n tensors.
         scalar_row: [n] int64, the tensor's row of `scalars`.
         scalars: [rows, Rule.scalar_count] in arithmetic dtype, the scalars of the step.
     """
@@ -209,11 +194,8 @@ class Launch:
         self.path = path
         self.indices = torch.tensor(indices, device="cpu")
         rows = prepared.table.rows[self.indices]
-        chunks = (rows[:, _NUMEL] + prepared.chunk - 1) // prepared.chunk
-        self.programs = int(chunks.sum())
-        chunk_tensor = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32, device="cpu"), chunks)
-        self.chunk_tensor = prepared.upload(chunk_tensor)
-        self.first_chunk = prepared.upload(chunks.cumsum(0) - chunks)
+        chunks = Chunks.of(rows[:, _NUMEL], prepared.chunk)
+        self.chunks = chunks._replace(tensor=prepared.upload(chunks.tensor), first=prepared.upload(chunks.first))
         self.rows = prepared.upload(rows)
         self.grads = prepared.upload(prepared.grads[self.indices])
         self.layouts = prepared.upload(prepared.table.layouts)
@@ -230,9 +212,5 @@ class Launch:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that lies on the device."""
-        tables = (self.rows, self.grads, self.layouts, self.chunk_tensor, self.first_chunk)
+        tables = (self.rows, self.grads, self.layouts, self.chunks.tensor, self.chunks.first)
         return (*tables, self.scalar_row, self.scalars)
-
-
-def _misaligned(addresses: Tensor) -> Tensor:
-    return addresses % ALIGNMENT != 0

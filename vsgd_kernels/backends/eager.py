@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import reference, state_formats
-from ..batch import Batch, Gradients
+from ..batch import Batch, Gradients, SampleBatch
 from ..formats import extra_bits, is_16_bit, load_param, master_noise, store_param
 from ..noise import Noise
 from ..philox import words
 from ..rules import arithmetic_dtype
-from .device import capturing
+from .on_device import capturing
 
 
 class EagerBackend:
@@ -71,3 +71,16 @@ class EagerBackend:
             rounds = is_16_bit(param.dtype) and extra_bits(low) < 16
             store_param(param, low, theta, master_noise(noise, states) if rounds else None)
             state_formats.encode(b.rule, new, states, blocks, noise)
+
+    def prepare_samples(self, batch: SampleBatch, samples: list[Tensor]) -> SampleBatch:
+        """Nothing to prepare."""
+        return batch
+
+    @torch.no_grad()
+    def add_samples(self, prepared: SampleBatch, samples: Gradients, counts: list[int]) -> None:
+        """Adds them."""
+        for mean, variance, own, count in zip(*prepared, samples.tensors, counts, strict=True):
+            for number, sample in enumerate(own, count + 1):
+                new = reference.add_sample(mean, variance, reference.bounded(sample.to(mean.dtype)), number)
+                mean.copy_(new[0])
+                variance.copy_(new[1])

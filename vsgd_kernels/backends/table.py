@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ..batch import DTYPES, Batch
+from ..batch import DTYPES, Batch, SampleBatch
 from ..formats import extra_bits
 from ..state_formats import FORMATS, format_of
 from .library import Watch
@@ -23,6 +23,8 @@ COLUMNS = (
 #: Of the first state among a tensor's operands: parameter, gradient, low and states.
 FIRST_STATE = 3
 _STATES = COLUMNS.index("state0")
+#: Columns of a row of `SampleTable` (``csrc/samples.h`` reads it), all int64.
+SAMPLE_COLUMNS = ("mean", "variance", "numel", "dtype", "layout", "samples", "stride")
 
 
 class Table:
@@ -55,7 +57,7 @@ class Table:
         for param, low, grad, states, step, group, blocks, key, seed, place, variance in columns:
             operands = [param, grad, param if low is None else low, *states]
             operands += [] if variance is None else [variance]
-            record = layout_record(param.shape, [operand.stride() for operand in operands])
+            record = layout_record(param.shape, [operand.stride() for operand in operands], FIRST_STATE)
             rows.extend((param.data_ptr(), 0 if low is None else low.data_ptr(), step.data_ptr()))
             rows.append(param.numel())
             rows.extend((DTYPES.index(param.dtype), group, len(layouts) if record else -1))
@@ -80,6 +82,27 @@ class Table:
         return not self._watch.moved()
 
 
+class SampleTable:
+    """Samples as rows of addresses, beside the means and variances that they are added to.
+
+    Attributes:
+        batch: these; they are kept alive.
+        rows: [tensors, SAMPLE_COLUMNS] int64 on the CPU.
+        layouts: as `Table.layouts`, of mean and sample.
+    """
+
+    def __init__(self, batch: SampleBatch, samples: list[Tensor]) -> None:
+        self.batch = batch
+        rows, layouts = array("q"), array("q")
+        for mean, variance, own in zip(batch.means, batch.variances, samples, strict=True):
+            record = layout_record(mean.shape, [mean.stride(), own.stride()[1:]], 0)
+            rows.extend((mean.data_ptr(), variance.data_ptr(), mean.numel(), DTYPES.index(own.dtype)))
+            rows.extend((len(layouts) if record else -1, len(own), own.stride(0)))
+            layouts.extend(record)
+        self.rows = to_tensor(rows).view(-1, len(SAMPLE_COLUMNS))
+        self.layouts = to_tensor(layouts)
+
+
 def _check_memory(names: Sequence[str], tensors: list[Tensor]) -> None:
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.data_ptr() == 0 and tensor.numel():
@@ -88,15 +111,15 @@ def _check_memory(names: Sequence[str], tensors: list[Tensor]) -> None:
             )
 
 
-def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+def layout_record(shape: Sequence[int], strides: Sequence[Sequence[int]], order: int) -> list[int]:
     """The common iteration of several operands of one shape: dimensions, sizes, then each operand's strides.
 
-    Dimensions are ordered by the first state's strides, the largest first, for that is the order of its blocks; they
-    are merged where all operands allow it.
+    Dimensions are ordered by the strides of operand `order`, the largest first: a step's by the first state's, for that
+    is the order of its blocks. They are merged where all operands allow it.
     Empty where nothing is left but to run over the same dense memory.
     """
     dims = [(size, *steps) for size, *steps in zip(shape, *strides, strict=True) if size != 1]
-    dims.sort(key=lambda dim: dim[1 + FIRST_STATE], reverse=True)
+    dims.sort(key=lambda dim: dim[1 + order], reverse=True)
     merged: list[tuple[int, ...]] = []
     for inner in dims:
         if merged and all(o == i * inner[0] for o, i in zip(merged[-1][1:], inner[1:], strict=True)):

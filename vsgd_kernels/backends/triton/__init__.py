@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..device import DeviceBackend, Launch, Prepared
+from ..device_samples import PreparedSamples, SampleLaunch
 
 
 def interpreted() -> bool:
@@ -50,3 +51,9 @@ class TritonBackend(DeviceBackend):
         from . import engine
 
         engine.step(prepared, launch, grad_scale, found_inf)
+
+    def add(self, prepared: PreparedSamples, launch: SampleLaunch) -> None:
+        """Adds the launch's samples."""
+        from . import engine
+
+        engine.add(launch, prepared.chunk)

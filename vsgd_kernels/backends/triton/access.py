@@ -35,18 +35,23 @@ def pointer(address, dtype: tl.constexpr, ALIGN: tl.constexpr):
 def offsets_of(row, layouts, index, operand: tl.constexpr, STRIDED: tl.constexpr):
     """Where elements `index` of an operand are: there, or where its strides in the layout record say."""
     if STRIDED:
-        record = layouts + entry(row + LAYOUT)
-        dims = entry(record)
-        offsets = tl.zeros_like(index)
-        d = dims
-        while d > 0:
-            size = entry(record + d)
-            offsets += index % size * entry(record + d + dims * (operand + 1))
-            index = index // size
-            d -= 1
-        return offsets
+        return offsets_in(layouts + entry(row + LAYOUT), index, operand)
     else:
         return index
+
+
+@triton.jit
+def offsets_in(record, index, operand: tl.constexpr):
+    """Where elements `index` of an operand are by the strides in a layout record."""
+    dims = entry(record)
+    offsets = tl.zeros_like(index)
+    d = dims
+    while d > 0:
+        size = entry(record + d)
+        offsets += index % size * entry(record + d + dims * (operand + 1))
+        index = index // size
+        d -= 1
+    return offsets
 
 
 # The hint on the masked path changes next to nothing at run time; it tells the paths apart in the machine code.

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ...rules import BOUNDS, Rule, arithmetic_dtype
 from ...state_formats import keys
-from .. import device
 from ..device import Launch, Path, Prepared
+from ..device_samples import SampleLaunch, SamplePath
+from ..on_device import ALIGNMENT
 from .kernel import count_kernel, step_kernel
 from .rules import RULES, SCALARS
+from .samples import add_kernel
 from .states import FORMATS
 
 #: Of a program. One warp's block is one block of q8's and packed16's codes: what the block's elements share, its words
@@ -51,10 +53,9 @@ def step_constants(rule: Rule, path: Path, chunk: int, warps: int) -> dict[str, 
         "ARITHMETIC": TRITON_DTYPES[arithmetic],
         "TINY": BOUNDS[arithmetic].tiny,
         "BIG": BOUNDS[arithmetic].big,
-        "ALIGN": device.ALIGNMENT if path.aligned else 1,
+        "ALIGN": ALIGNMENT if path.aligned else 1,
         "STRIDED": path.strided,
-        # One widest access a thread and state.
-        "BLOCK": 32 * warps * device.ALIGNMENT // arithmetic.itemsize,
+        "BLOCK": _block(arithmetic, warps),
         "CHUNK": chunk,
     }
 
@@ -74,6 +75,26 @@ def count_constants(rule: Rule, path: Path) -> dict[str, Any]:
     }
 
 
+@lru_cache
+def sample_constants(path: SamplePath, chunk: int, warps: int) -> dict[str, Any]:
+    """The compile-time arguments of `add_kernel` for one path."""
+    arithmetic = arithmetic_dtype(path.dtype)
+    return {
+        "SAMPLE": TRITON_DTYPES[path.dtype],
+        "ARITHMETIC": TRITON_DTYPES[arithmetic],
+        "BIG": BOUNDS[arithmetic].big,
+        "ALIGN": ALIGNMENT if path.aligned else 1,
+        "STRIDED": path.strided,
+        "BLOCK": _block(arithmetic, warps),
+        "CHUNK": chunk,
+    }
+
+
+def _block(arithmetic: torch.dtype, warps: int) -> int:
+    """Elements of a block: one widest access a thread and state."""
+    return 32 * warps * ALIGNMENT // arithmetic.itemsize
+
+
 def count(prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
     """Counts a step of the launch's tensors, unless found_inf, and computes its scalars; on the current stream."""
     tensors = len(launch.rows)
@@ -91,17 +112,32 @@ def count(prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
 
 def step(prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Steps the launch's tensors, unless found_inf; on the current stream."""
-    step_kernel[(launch.programs,)](
+    step_kernel[(launch.chunks.programs,)](
         launch.rows,
         launch.grads,
         launch.layouts,
-        launch.chunk_tensor,
-        launch.first_chunk,
+        launch.chunks.tensor,
+        launch.chunks.first,
         launch.scalar_row,
         launch.scalars,
         grad_scale,
         found_inf,
         **step_constants(prepared.batch.rule, launch.path, prepared.chunk, WARPS),
+        num_warps=WARPS,
+        **OPTIONS,
+    )
+
+
+def add(launch: SampleLaunch, chunk: int) -> None:
+    """Adds the launch's samples; on the current stream."""
+    add_kernel[(launch.chunks.programs,)](
+        launch.rows,
+        launch.samples,
+        launch.counts,
+        launch.layouts,
+        launch.chunks.tensor,
+        launch.chunks.first,
+        **sample_constants(launch.path, chunk, WARPS),
         num_warps=WARPS,
         **OPTIONS,
     )

@@ -1,0 +1,94 @@
+"""What the backends for GPUs share of adding samples: tables on the device, and one launch for all tensors of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batch import DTYPES, Gradients, SampleBatch
+from .on_device import Chunks, OnDevice, misaligned
+from .table import SAMPLE_COLUMNS, SampleTable
+
+_NUMEL, _DTYPE, _LAYOUT, _SAMPLES, _STRIDE = (
+    SAMPLE_COLUMNS.index(name) for name in ("numel", "dtype", "layout", "samples", "stride")
+)
+_ADDRESSES = [SAMPLE_COLUMNS.index(name) for name in ("mean", "variance")]
+
+
+class SamplePath(NamedTuple):
+    """What specialises a kernel.
+
+    Attributes:
+        dtype: of the samples.
+        aligned: whether every address, of every sample, is a multiple of `ALIGNMENT`.
+        strided: whether samples run over memory in another order than their means.
+    """
+
+    dtype: torch.dtype
+    aligned: bool
+    strided: bool
+
+
+class SampleLaunch:
+    """The samples of one path, as the kernels see them; n tensors.
+
+    Attributes:
+        rows: [n, SAMPLE_COLUMNS] int64.
+        samples: [n] int64, addresses.
+        counts: [n] int64, how many there were before.
+        layouts: int64, see `SampleTable`.
+        chunks: of the n tensors.
+    """
+
+    def __init__(self, prepared: PreparedSamples, path: SamplePath, indices: list[int]) -> None:
+        self.path = path
+        self.indices = torch.tensor(indices, device="cpu")
+        rows = prepared.table.rows[self.indices]
+        chunks = Chunks.of(rows[:, _NUMEL], prepared.chunk)
+        self.chunks = chunks._replace(tensor=prepared.upload(chunks.tensor), first=prepared.upload(chunks.first))
+        self.rows, self.layouts = prepared.upload(rows), prepared.upload(prepared.table.layouts)
+        self.samples, self.counts = (torch.empty_like(self.chunks.first) for _ in range(2))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that lies on the device."""
+        return self.rows, self.layouts, self.samples, self.counts, self.chunks.tensor, self.chunks.first
+
+
+class PreparedSamples(OnDevice):
+    """The launches that add samples of certain layouts."""
+
+    def __init__(self, batch: SampleBatch, samples: list[Tensor], chunk: int) -> None:
+        super().__init__(batch.means[0].device)
+        self.chunk = chunk
+        self.table = SampleTable(batch, samples)
+        self._misaligned = misaligned(Gradients.of(samples).addresses)
+        self._build()
+
+    def _build(self) -> None:
+        rows = self.table.rows
+        sizes = torch.tensor([dtype.itemsize for dtype in DTYPES], device="cpu")[rows[:, _DTYPE]]
+        apart = misaligned(rows[:, _STRIDE] * sizes) & (rows[:, _SAMPLES] > 1)
+        aligned = ~(misaligned(rows[:, _ADDRESSES]).any(1) | self._misaligned | apart)
+        paths: dict[SamplePath, list[int]] = {}
+        for i, row in enumerate(rows.tolist()):
+            path = SamplePath(DTYPES[row[_DTYPE]], bool(aligned[i]), row[_LAYOUT] >= 0)
+            paths.setdefault(path, []).append(i)
+        self.launches = [SampleLaunch(self, path, indices) for path, indices in paths.items()]
+        self._streams.clear()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that lies on the device."""
+        return (tensor for launch in self.launches for tensor in launch.tensors())
+
+    def take(self, samples: Gradients, counts: list[int]) -> None:
+        """Gives the launches the samples' addresses, and how many there were before."""
+        if not torch.equal(misaligned(samples.addresses), self._misaligned):
+            self._misaligned = misaligned(samples.addresses)
+            self._build()
+        before = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        for launch in self.launches:
+            self.copy(launch.samples, samples.addresses[launch.indices])
+            self.copy(launch.counts, before[launch.indices])
