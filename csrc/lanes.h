@@ -115,10 +115,11 @@ struct Place {
     return offset;
   }
 
-  // kWhole: all of the lane's elements are there, side by side.
+  // kWhole: all of the lane's elements are there, side by side. from: elements that are skipped; of an address that moves on
+  // in a loop nvcc does not see that it is the device memory's.
   template <bool kWhole, class T>
-  VSGD_FN Pack<T> load(int64_t address, int operand) const {
-    const T* base = reinterpret_cast<const T*>(address);
+  VSGD_FN Pack<T> load(int64_t address, int operand, int64_t from = 0) const {
+    const T* base = reinterpret_cast<const T*>(address) + from;
     if (kWhole) return *reinterpret_cast<const Pack<T>*>(base + first);
     Pack<T> pack{};
     VSGD_UNROLL for (int j = 0; j < kEach; ++j)

@@ -29,8 +29,8 @@ VSGD_FN void add_lane(const SampleRow& row, const Place<path>& at, int64_t addre
     mean = at.template load<kWhole, A>(row.mean, 0);
     variance = at.template load<kWhole, A>(row.variance, 0);
   }
-  VSGD_NO_UNROLL for (int64_t k = 0; k < row.samples; ++k, address += row.stride * int64_t(sizeof(P))) {
-    const Pack<P> sample = at.template load<kWhole, P>(address, kSampleOperand);
+  VSGD_NO_UNROLL for (int64_t k = 0; k < row.samples; ++k) {
+    const Pack<P> sample = at.template load<kWhole, P>(address, kSampleOperand, k * row.stride);
     const Shares<A> shares(count + k + 1);
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       const A ghat = bounded(load(&sample.at[j]));
@@ -52,15 +52,16 @@ VSGD_FN void add_warp(const SampleStep& step, int64_t chunk, int warp) {
   const SampleRow& all = step.rows[tensor];
   // Field by field, as step_device.h's fields_of.
   const SampleRow row{all.mean, all.variance, all.numel, all.dtype, all.layout, all.samples, all.stride};
+  const int64_t address = step.samples[tensor], count = step.counts[tensor];
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
   for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
     each_lane([&](int lane) {
       const Place<path> at(row, step.layouts, first, lane);
       if (path == Path::aligned && first + kTile <= end) {
-        add_lane<P, path, path == Path::aligned>(row, at, step.samples[tensor], step.counts[tensor]);
+        add_lane<P, path, path == Path::aligned>(row, at, address, count);
       } else {
-        add_lane<P, path, false>(row, at, step.samples[tensor], step.counts[tensor]);
+        add_lane<P, path, false>(row, at, address, count);
       }
     });
   }

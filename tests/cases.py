@@ -286,7 +286,7 @@ def step_counts(optimizer, params):
 
 def each_isa(monkeypatch):
     """Has the C++ kernels use the instruction sets of this processor in turn."""
-    cpp = backends.BACKENDS["cpp"]
+    cpp = backends.find("cpp")
     for isa in ISAS[1 : ISAS.index(cpp.best_isa()) + 1]:
         monkeypatch.setattr(cpp, "isa", isa)
         yield isa

@@ -24,6 +24,7 @@ KERNEL = re.compile(r"\.text\.(\S+):\n(.*?)(?=\n\s*\.section|\Z)", re.DOTALL)
 #: operands that a step reads and writes: parameter, gradient, states, and the variance of samples
 READS = {rule.name: 2 + len(rule.states) + rule.samples for rule in RULES.values()}
 WRITES = {rule.name: 1 + len(rule.states) for rule in RULES.values()}
+LAYOUTS = ("aligned", "misaligned", "strided")
 #: what C++ calls a rule
 TYPES = {rule: rule.title().replace("_", "") for rule in RULES}
 
@@ -70,8 +71,9 @@ def test_nvidia(inspected, arch):
         for dtype in DTYPES
         if style == "fp32" or dtype != torch.float64
         for layout in (
-            *("aligned", "misaligned", "strided"),
+            *LAYOUTS,
             *(("aligned split8", "aligned None") if style == "fp32" and is_16_bit(dtype) else ()),
+            *(f"{each} samples" for each in LAYOUTS if rule == "sample_vsgd"),
         )
         for path in ("full", "tail", "table")
     }
@@ -84,6 +86,12 @@ def test_nvidia(inspected, arch):
             assert not entry["stores"]
         if entry["path"] != "full":
             continue
+        if entry["kernel"] in ("float32 aligned samples", "float64 aligned samples"):
+            # Mean, variance and one sample after the other.
+            assert wide == {"loads": {"128": 3}, "stores": {"128": 2}}
+            assert entry["registers"] <= (64 if entry["kernel"].startswith("float32") else 72)
+        if entry["kernel"] in ("bfloat16 aligned samples", "float16 aligned samples"):
+            assert wide == {"loads": {"64": 1, "128": 2}, "stores": {"128": 2}}
         if entry["kernel"] == "float32 aligned" and entry["format"] == "fp32":
             assert entry["registers"] <= 64
         if entry["kernel"] in ("float32 aligned", "float64 aligned"):
@@ -122,15 +130,33 @@ def test_amd(inspected):
     assert all(e["local_bytes"] == 0 and e["loads"] and e["stores"] for e in entries)
 
 
+def compiled_by_nvcc(source, folder):
+    """Of each kernel registers, stack and local memory, and its accesses."""
+    command = ["nvcc", "-cubin", "-arch=sm_90", "-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA"]
+    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in cpp_extension.include_paths())]
+    subprocess.run([*command, ROOT / "csrc" / source, "-o", folder / "kernels.cubin"], check=True)
+    assembly, usage = machine_code.disassemble((folder / "kernels.cubin").read_bytes())
+    resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    return resources, {name: machine_code.sass_accesses(code) for name, code in KERNEL.findall(assembly)}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_cuda_kernels_of_samples(tmp_path):
+    """One 128-bit access for the mean, the variance and each sample on the full path."""
+    resources, kernels = compiled_by_nvcc("samples_cuda.cu", tmp_path)
+    assert len(kernels) == len(resources) == len(DTYPES) * len(LAYOUTS)
+    assert all(local == "0" for *_, local in resources)
+    (name,) = (name for name in kernels if "IfLNS_4PathE0E" in name)  # float, Path::aligned
+    assert [int(stack) for each, _, stack, _ in resources if each == name] == [0]
+    assert [int(registers) <= 64 for each, registers, *_ in resources if each == name] == [True]
+    assert kernels[name]["full", "load", 128] == 3
+    assert kernels[name]["full", "store", 128] == 2
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 def test_cuda_kernels(tmp_path):
     """nvcc compiles them, without spilling; fp32's full path takes one 128-bit access for each operand."""
-    command = ["nvcc", "-cubin", "-arch=sm_90", "-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA"]
-    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in cpp_extension.include_paths())]
-    subprocess.run([*command, ROOT / "csrc" / "step_cuda.cu", "-o", tmp_path / "kernels.cubin"], check=True)
-    assembly, usage = machine_code.disassemble((tmp_path / "kernels.cubin").read_bytes())
-    resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
-    kernels = {name: machine_code.sass_accesses(code) for name, code in KERNEL.findall(assembly)}
+    resources, kernels = compiled_by_nvcc("step_cuda.cu", tmp_path)
     # Three paths for each dtype and format, double having one format; and counting, for each dtype.
     assert len(kernels) == len(resources) == len(RULES) * (3 * (3 * len(FORMATS) + 1) + len(DTYPES))
     assert all(stack == local == "0" for _, _, stack, local in resources)

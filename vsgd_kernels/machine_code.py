@@ -8,17 +8,19 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .backends import device
+from .backends.device_samples import SamplePath
 from .backends.triton import TritonBackend, interpreted
 from .batch import DTYPES
 from .formats import is_16_bit, low_dtype
 from .rules import RULES, Rule, arithmetic_dtype
 from .state_formats import FORMATS
 
+_LAYOUTS = ("aligned", "misaligned", "strided")
 #: Bits of an access by what its SASS opcode ends in; without any of these it has 32.
 _SASS_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
 _SASS = re.compile(r"(?P<op>LDG|STG)\.E(?P<suffixes>[.\w]*)")
@@ -42,7 +44,8 @@ def inspect(
         For each rule, dtype, layout and path an object with
 
         - kernel: dtype of the parameters, and whether addresses are "aligned" to 16 bytes, "misaligned" or "strided".
-          `master_weights` is "exact", but for two more kernels of each 16-bit dtype, which name theirs;
+          `master_weights` is "exact", but for two more kernels of each 16-bit dtype, which name theirs. Those that add
+          samples, for a rule that takes them, end in "samples"; they have format "fp32";
         - rule, format: the update rule, and how its states are stored;
         - path: "full" for blocks that lie wholly inside a tensor, "tail" for a tensor's last block, "table" for what a
           program reads of the tables; for AMD targets "all", whose code does not tell them apart;
@@ -58,61 +61,85 @@ def inspect(
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
     return [
-        {"kernel": name, "rule": rule, "format": path.format, **entry}
+        {"kernel": name, "rule": rule, "format": style, **entry}
         for rule in rules
         for style in styles
-        for name, path in _kernels(style)
-        for entry in _entries(_compile(RULES[rule], path, arch), arch)
+        for name, kernel in _kernels(RULES[rule], style)
+        for entry in _entries(_compile(kernel, arch), arch)
     ]
 
 
-def _kernels(style: str) -> Iterator[tuple[str, device.Path]]:
-    """Names and paths of the kernels of one state format."""
+class _Kernel(NamedTuple):
+    """A kernel as the engine would launch it, of which the first arguments are tables and the others constants."""
+
+    function: str
+    tables: dict[str, str]
+    constants: dict[str, Any]
+
+
+def _kernels(rule: Rule, style: str) -> Iterator[tuple[str, _Kernel]]:
+    """Names and kernels of a rule in one state format."""
     for dtype in DTYPES:
         if dtype == torch.float64 and style != "fp32":
             continue  # it has no other format
-        variants: list[tuple[str, str | None]] = [(layout, "exact") for layout in ("aligned", "misaligned", "strided")]
+        variants: list[tuple[str, str | None]] = [(layout, "exact") for layout in _LAYOUTS]
         if is_16_bit(dtype) and style == "fp32":
             variants += [("aligned", "split8"), ("aligned", None)]
         for layout, masters in variants:
             low = low_dtype(masters, dtype)
             extra = 0 if low is None else 8 * low.itemsize
             name = f"{_name(dtype)} {layout}" + ("" if masters == "exact" else f" {masters}")
-            yield name, device.Path(dtype, layout != "misaligned", layout == "strided", style, extra)
+            yield name, _step_kernel(rule, device.Path(dtype, *_accesses(layout), style, extra))
+        if rule.samples and style == "fp32":
+            for layout in _LAYOUTS:
+                yield f"{_name(dtype)} {layout} samples", _add_kernel(SamplePath(dtype, *_accesses(layout)))
+
+
+def _accesses(layout: str) -> tuple[bool, bool]:
+    """Whether addresses are aligned, and operands strided."""
+    return layout != "misaligned", layout == "strided"
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _compile(rule: Rule, path: device.Path, arch: str) -> Any:
-    """The kernel compiled for one path, as the engine would launch it."""
+def _step_kernel(rule: Rule, path: device.Path) -> _Kernel:
+    engine = _engine()
+    scalars = "*fp64" if arithmetic_dtype(path.dtype) == torch.float64 else "*fp32"
+    tables = {"rows": "*i64", "grads": "*i64", "layouts": "*i64", "chunk_tensor": "*i32", "first_chunk": "*i64"}
+    tables |= {"scalar_row": "*i64", "scalars": scalars}
+    absent = {"grad_scale": None, "found_inf": None}
+    constants = engine.step_constants(rule, path, TritonBackend.chunk, engine.WARPS)
+    return _Kernel("step_kernel", tables, {**absent, **constants})
+
+
+def _add_kernel(path: SamplePath) -> _Kernel:
+    engine = _engine()
+    tables = {"rows": "*i64", "samples": "*i64", "counts": "*i64", "layouts": "*i64", "chunk_tensor": "*i32"}
+    constants = engine.sample_constants(path, TritonBackend.chunk, engine.WARPS)
+    return _Kernel("add_kernel", {**tables, "first_chunk": "*i64"}, constants)
+
+
+def _engine() -> Any:
     try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
+        from .backends.triton import engine
     except ImportError as error:
         raise RuntimeError(f"triton is not installed ({error}); `pip install triton` brings it") from error
-    from .backends.triton import engine
-    from .backends.triton.kernel import step_kernel
+    return engine
 
-    constants = engine.step_constants(rule, path, TritonBackend.chunk, engine.WARPS)
-    scalars = "*fp64" if arithmetic_dtype(path.dtype) == torch.float64 else "*fp32"
-    signature = {
-        "rows": "*i64",
-        "grads": "*i64",
-        "layouts": "*i64",
-        "chunk_tensor": "*i32",
-        "first_chunk": "*i64",
-        "scalar_row": "*i64",
-        "scalars": scalars,
-        "grad_scale": "constexpr",
-        "found_inf": "constexpr",
-        **dict.fromkeys(constants, "constexpr"),
-    }
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(7)}
-    constants = {"grad_scale": None, "found_inf": None, **constants}
-    source = ASTSource(step_kernel, signature, constexprs=constants, attrs=aligned)
+
+def _compile(kernel: _Kernel, arch: str) -> Any:
+    """The kernel compiled for a target."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    engine = _engine()
+    signature = {**kernel.tables, **dict.fromkeys(kernel.constants, "constexpr")}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(kernel.tables))}
+    function = getattr(engine, kernel.function)
+    source = ASTSource(function, signature, constexprs=kernel.constants, attrs=aligned)
     nvidia = arch.startswith("sm_")
     target = GPUTarget("cuda", int(arch[3:]), 32) if nvidia else GPUTarget("hip", arch, 64)
     try:

@@ -141,9 +141,7 @@ class SampleVSGD(VSGD):
     def _check_scaler(self) -> None:
         """Raises RuntimeError where a GradScaler, which knows `.grad` alone, has left samples out."""
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not (
-            self._has_accumulated() or any(map(_has_samples, params_of(self.param_groups)))
-        ):
+        if found_inf is None or not (self._has_accumulated() or any(map(_has_samples, params_of(self.param_groups)))):
             return
         if getattr(self, "grad_scale", None) is None:
             raise RuntimeError(
@@ -176,7 +174,7 @@ class SampleVSGD(VSGD):
                 raise ValueError(
                     f"{name} has changed its shape, dtype or device since it was fed; discard() its samples"
                 )
-        params, samples = [param for _, param, _ in taken], [own for _, _, own in taken]
+        params, samples = [param for _, param, _ in taken], [each for *_, each in taken]
         intake = Intake(params, list(map(self._samples_of, params)), samples, self._backend)
         if not lengths:
             intake.watch(lists_of(self.param_groups))
@@ -185,7 +183,7 @@ class SampleVSGD(VSGD):
         for param in params:
             param.grad = None
             if _has_samples(param):
-                param.grad_sample = None  # type: ignore[attr-defined]
+                param.grad_sample = None
         return True
 
     def _take_again(self) -> bool:
@@ -201,13 +199,21 @@ class SampleVSGD(VSGD):
             param.grad = None
         return True
 
+    def _is_as_before(self, lists: list[list[Tensor]]) -> bool:
+        """Whether it is known that all is as in a step on gradients alone, which has left no samples."""
+        return (
+            self._plain is not None
+            and not any(samples.count or samples.is_old for samples in self._samples.values())
+            and not any(map(_has_samples, chain(*lists)))
+            and self._plain.gradients(lists, []) is not None
+        )
+
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
         lists = lists_of(self.param_groups)
-        if self._plain is not None and not (self._has_accumulated() or any(map(_has_samples, chain(*lists)))):
-            if self._plain.gradients(lists, []) is not None:
-                super()._step()
-                return
+        if self._is_as_before(lists):
+            super()._step()
+            return
         self._forget_what_has_left()
         self._check_scaler()
         for group in self.param_groups:

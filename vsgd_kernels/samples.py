@@ -91,9 +91,7 @@ class Intake:
         backend: the optimizer's argument.
     """
 
-    def __init__(
-        self, params: list[Tensor], own: list[Samples], samples: list[Tensor], backend: str | None
-    ) -> None:
+    def __init__(self, params: list[Tensor], own: list[Samples], samples: list[Tensor], backend: str | None) -> None:
         self.params, self._own, self._added = params, own, list(map(len, samples))
         devices: dict[torch.device, list[int]] = {}
         for i, each in enumerate(own):

@@ -67,7 +67,6 @@ class CudaBackend(DeviceBackend):
             list(FORMATS).index(launch.path.format),
         )
 
-
     def add(self, prepared: PreparedSamples, launch: SampleLaunch) -> None:
         """Adds the launch's samples."""
         torch.ops.vsgd_kernels._add_samples_device(

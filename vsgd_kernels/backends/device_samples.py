@@ -1,4 +1,4 @@
-"""What the backends for GPUs share of adding samples: tables on the device, and one launch for all tensors of a path."""
+"""What the backends for GPUs share in adding samples: tables on the device, one launch for all tensors of a path."""
 
 from __future__ import annotations
 

@@ -45,9 +45,10 @@ class Chunks(NamedTuple):
 
 
 class OnDevice(ABC):
-    """What lies on a device for some launches, in buffers that are written in place, on the stream that is the current one.
+    """What lies on a device for some launches.
 
-    A launch on another stream so needs no more care than the tensors do that it works on.
+    It is written in place, on the stream that the launch runs on: a launch on another stream needs no more care than
+    the tensors do that it works on.
     """
 
     def __init__(self, device: torch.device) -> None:
