@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain, pairwise
 from math import prod
@@ -14,8 +15,9 @@ from torch import Tensor
 import vsgd_kernels
 from vsgd_kernels import backends
 
+from .feeding import Feeding, Params
+
 Shapes = Sequence[tuple[int, ...]]
-Params = list[torch.nn.Parameter]
 
 
 def _gpt(d: int, layers: int, context: int) -> Shapes:
@@ -99,6 +101,9 @@ def step_bytes(optimizer: type[Any] = vsgd_kernels.VSGD, state_format: str = "fp
 
 _ADAMW_BYTES = 4 * (2 + 2 * 2 + 1)
 
+#: Of feeding one more sample: it is read, mean and variance are read and written.
+FURTHER_BYTES = 4 + 2 * (4 + 4)
+
 
 def _fused(params: Params) -> torch.optim.Optimizer:
     backend = backends.choose(None, params[0].device)
@@ -156,6 +161,10 @@ GPU_OPTIMIZERS: dict[str, Entry] = {
     },
     "constantvsgd (triton)": entry(vsgd_kernels.ConstantVSGD, backend="triton"),
     "samplevsgd (triton)": entry(vsgd_kernels.SampleVSGD, backend="triton"),
+    **{
+        f"accumulate() ({backend})": Entry(partial(Feeding, first=False, backend=backend), FURTHER_BYTES)
+        for backend in ("triton", "cuda")
+    },
     "stochgradadam (triton)": entry(vsgd_kernels.StochGradAdam, backend="triton"),
     **{name: OPTIMIZERS[name] for name in (BASELINE, "adamw (foreach)", "vsgd (eager)")},
 }

@@ -44,3 +44,9 @@ def compare(first, *others):
     """Asserts that outcomes are the same to the bit, but for the bits of NaN."""
     for other in others:
         assert_same_bits(other, first)
+
+
+def sync_is_an_error():
+    """Makes torch raise where the host would wait for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")

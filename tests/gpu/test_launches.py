@@ -7,15 +7,9 @@ import torch
 
 from bench.gpu_cost import kernels
 from tests.cases import CASES, check_step, gradient, make_params, step_counts
-from tests.gpu.tensors import GPU, give_gradients, on_gpu, values_of
+from tests.gpu.tensors import GPU, give_gradients, on_gpu, sync_is_an_error, values_of
 
 pytestmark = GPU
-
-
-def sync_is_an_error():
-    """Makes torch raise where the host would wait for the device."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
 
 
 def test_graph(case, backend, dtype, generator):
