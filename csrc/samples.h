@@ -25,9 +25,7 @@ struct Shares {
   VSGD_FN explicit Shares(int64_t n) : own(A(1.0 / double(n))), kept(A(1.0 - double(own))) {}
 };
 
-// Adds the n-th sample of an element; before the first there is nothing to be read.
-template <class A>
-VSGD_FN void first_sample(A ghat, A& mean, A& variance) { mean = ghat, variance = A(0); }
+// Adds the n-th sample of an element, from the second on; the first is the mean, and leaves no variance to be read or written.
 template <class A>
 VSGD_FN void add_sample(A ghat, A& mean, A& variance, const Shares<A>& share) {
   A d = ghat - mean;

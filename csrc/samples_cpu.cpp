@@ -12,9 +12,18 @@ template <class P, class A>
 VSGD_FN void add(const P* sample, A* mean, A* variance, int64_t n, int64_t number) {
   if (number == 1) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) first_sample(bounded(load(sample + i)), mean[i], variance[i]);
+    for (int64_t i = 0; i < n; ++i) mean[i] = bounded(load(sample + i));
+    return;
+  }
+  const Shares<A> shares(number);
+  if (number == 2) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) {
+      A none = A(0);
+      add_sample(bounded(load(sample + i)), mean[i], none, shares);
+      variance[i] = none;
+    }
   } else {
-    const Shares<A> shares(number);
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) add_sample(bounded(load(sample + i)), mean[i], variance[i], shares);
   }

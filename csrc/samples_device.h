@@ -25,24 +25,22 @@ template <class P, Path path, bool kWhole>
 VSGD_FN void add_lane(const SampleRow& row, const Place<path>& at, int64_t address, int64_t count) {
   using A = typename Arithmetic<P>::type;
   Pack<A> mean{}, variance{};
-  if (count > 0) {
-    mean = at.template load<kWhole, A>(row.mean, 0);
-    variance = at.template load<kWhole, A>(row.variance, 0);
-  }
+  if (count > 0) mean = at.template load<kWhole, A>(row.mean, 0);
+  if (count > 1) variance = at.template load<kWhole, A>(row.variance, 0);
   VSGD_NO_UNROLL for (int64_t k = 0; k < row.samples; ++k) {
     const Pack<P> sample = at.template load<kWhole, P>(address, kSampleOperand, k * row.stride);
     const Shares<A> shares(count + k + 1);
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
       const A ghat = bounded(load(&sample.at[j]));
       if (count + k == 0) {
-        first_sample(ghat, mean.at[j], variance.at[j]);
+        mean.at[j] = ghat;
       } else {
         add_sample(ghat, mean.at[j], variance.at[j], shares);
       }
     }
   }
   at.template store<kWhole, A>(row.mean, 0, mean);
-  at.template store<kWhole, A>(row.variance, 0, variance);
+  if (count + row.samples > 1) at.template store<kWhole, A>(row.variance, 0, variance);
 }
 
 // What one warp of the block of one chunk does.

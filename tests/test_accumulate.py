@@ -180,7 +180,8 @@ def test_what_was_prepared(backend, change, generator):
     assert_same_bits(*outcomes)
 
 
-def test_gradients_alone_after_samples(backend, generator):
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_one_sample_after_several(backend, generator, accumulated):
     """The variance of a step before is none of the next step's; and back."""
     param, twin = (torch.nn.Parameter(torch.ones(300)) for _ in range(2))
     optimizer, plain = SampleVSGD([param], lr=1e-2, backend=backend), VSGD([twin], lr=1e-2, backend=backend)
@@ -195,6 +196,8 @@ def test_gradients_alone_after_samples(backend, generator):
         for _ in range(3):
             param.grad = gradient(param, generator)
             twin.grad = param.grad.clone()
+            if accumulated:
+                optimizer.accumulate()
             optimizer.step()
             plain.step()
             assert torch.equal(param, twin)

@@ -27,12 +27,16 @@ def bounded_variance(variance: Tensor) -> Tensor:
 
 
 def add_sample(mean: Tensor, variance: Tensor, ghat: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of n samples, of which ghat is the last and the others have these (Welford)."""
+    """Mean and variance of n samples, of which ghat is the last and the others have these (Welford).
+
+    What a single sample has of variance is not looked at; of the first, `variance` is returned as it is.
+    """
     if n == 1:
-        return ghat, torch.zeros_like(ghat)
+        return ghat, variance
     own = rounded(1.0 / n, ghat.dtype)
     d = ghat - mean
-    return fma(own, d, mean), rounded(1.0 - own, ghat.dtype) * fma(own * d, d, variance)
+    before = variance if n > 2 else torch.zeros_like(ghat)
+    return fma(own, d, mean), rounded(1.0 - own, ghat.dtype) * fma(own * d, d, before)
 
 
 def vsgd_posterior(bg: Tensor, bhg: Tensor, inv_a: float) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ class Samples:
         count: how many.
         mean: theirs, in the dtype in which the parameter is computed; None before there were any. It stays where it is.
         variance: theirs about the mean, of the same dtype. It stays where it is.
-        is_old: whether there are none, and the variance is still that of a step before.
+        is_old: whether there is no more than one, and the variance still that of a step before.
     """
 
     count: int
@@ -53,7 +53,7 @@ class Samples:
         return mean if mean.dtype == dtype else mean.to(dtype)  # to() takes as long as stepping 64 elements
 
     def get_variance(self) -> Tensor:
-        """The variance, which of no samples is 0."""
+        """The variance, which of no more than one sample is 0."""
         if self.is_old:
             self.variance.zero_()
             self.is_old = False
@@ -62,7 +62,7 @@ class Samples:
     def count_more(self, n: int) -> None:
         """Takes note that as many were added to mean and variance."""
         self.count += n
-        self.is_old = False
+        self.is_old &= self.count < 2
 
     def all_reduce(self, total: int, group: dist.ProcessGroup | None) -> None:
         """Adds those of the group's other processes; `total` is how many all have."""

@@ -56,7 +56,8 @@ class Backend(Protocol):
         Args:
             prepared: what `prepare_samples` returned.
             samples: laid out like those.
-            counts: of the samples before, for each; where it is 0, nothing is read of mean and variance.
+            counts: of the samples before, for each. Of none there is no mean to be read, and of one no variance, which is
+                not written either.
         """
 
 

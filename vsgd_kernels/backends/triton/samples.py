@@ -69,19 +69,22 @@ def _block(
     variance = tl.zeros([BLOCK], ARITHMETIC)
     if count > 0:
         mean = load(at_mean, mask, MASKED)
+    if count > 1:
         variance = load(at_variance, mask, MASKED)
     stride = entry(row + STRIDE) * (SAMPLE.primitive_bitwidth // 8)
-    for k in range(entry(row + SAMPLES)):
+    added = entry(row + SAMPLES)
+    for k in range(added):
         at = pointer(first_sample + k * stride, SAMPLE, ALIGN) + offsets
         ghat = bounded(widen(load(at, mask, MASKED), ARITHMETIC), BIG)
         mean, variance = add_sample(mean, variance, ghat, count + k + 1, ARITHMETIC)
     store(at_mean, mean, mask, MASKED)
-    store(at_variance, variance, mask, MASKED)
+    if count + added > 1:
+        store(at_variance, variance, mask, MASKED)
 
 
 @triton.jit
 def add_sample(mean, variance, ghat, n, ARITHMETIC: tl.constexpr):
-    """Mean and variance of n samples, of which ghat is the last and the others have these (Welford)."""
+    """Mean and variance of n samples, of which ghat is the last and the others have these (Welford); of none, 0."""
     own = (1.0 / n.to(tl.float64)).to(ARITHMETIC)
     kept = (1.0 - own.to(tl.float64)).to(ARITHMETIC)
     d = ghat - mean
