@@ -20,7 +20,8 @@ class Usage(NamedTuple):
     Attributes:
         optimizer: what it is called.
         params, grads: of the parameters and their gradients.
-        states: of the optimizer's states, their blocks included; and of the variance of samples.
+        states: of the optimizer's states, their blocks included; and of the variance of samples, but not
+            of their mean, which `SampleVSGD.accumulate` keeps.
         masters: of what completes 16-bit parameters to masters.
     """
 

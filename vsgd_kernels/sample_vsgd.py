@@ -55,7 +55,7 @@ class SampleVSGD(VSGD):
       `no_sync`), and `all_reduce` brings all of them together before the step.
 
     All samples have the same weight. Between two steps there are two numbers an element, mean and variance, where
-    accumulation in `.grad` has one; the variance stays allocated. Samples are no part of the state dict.
+    accumulation in `.grad` has one; both stay allocated. Samples are no part of the state dict.
 
     In a compiled program `accumulate`, `all_reduce` and `discard` break the graph.
 
