@@ -1,8 +1,8 @@
 """What feeding SampleVSGD a micro-batch costs: `python -m bench.samples`, with the options of `bench.step_cost`.
 
 The first sample since a step is written as the mean: 8 bytes a parameter, and 4 more of what a processor reads before
-it writes. Each further one reads and writes mean and variance: 20. A gradient that autograd adds to the last, as without
-samples, takes 12. Times include that `.grad` is set.
+it writes. Each further one reads and writes mean and variance: 20. A gradient that autograd adds to the last, as
+without samples, takes 12. Times include that `.grad` is set.
 """
 
 from __future__ import annotations

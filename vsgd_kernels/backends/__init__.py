@@ -56,8 +56,8 @@ class Backend(Protocol):
         Args:
             prepared: what `prepare_samples` returned.
             samples: laid out like those.
-            counts: of the samples before, for each. Of none there is no mean to be read, and of one no variance, which is
-                not written either.
+            counts: of the samples before, for each. Of none there is no mean to be read, and of one no variance, which
+                is not written either.
         """
 
 
