@@ -70,12 +70,34 @@ class Settings(NamedTuple):
         return self.lr is other.lr and self[1:2] + self[3:] == other[1:2] + other[3:]
 
 
+#: What is equal to another of its type only where it is the same, and never changes.
+_PLAIN = frozenset((float, bool, str, int, type(None)))
+_MISSING = object()
+
+
 def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     """The settings of a parameter group, with `row` in the order of `names`.
 
     Raises:
         TypeError, ValueError: as `row`; or another setting is not what it should be.
     """
+    values = [group.get(key, _MISSING) for key in _keys(names)]
+    if _PLAIN.issuperset(map(type, values)):  # each step asks, and to check all again takes twice as long
+        return _settings_of_plain(names, *values)
+    return _settings(names, group)
+
+
+@lru_cache
+def _keys(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (*entries(names), "capturable", "state_format", "seed", "master_weights")
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _settings_of_plain(names: tuple[str, ...], *values: Any) -> Settings:
+    return _settings(names, dict(zip(_keys(names), values, strict=True)))
+
+
+def _settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     capturable, lr = group.get("capturable", False), group.get("lr")
     if not isinstance(capturable, bool):
         raise TypeError(f"capturable must be a bool, got {capturable!r}")
