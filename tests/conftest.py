@@ -22,6 +22,7 @@ from triton.runtime import interpreter
 from tests.cases import CASES
 from vsgd_kernels import backends
 from vsgd_kernels.arithmetic import fma
+from vsgd_kernels.backends import library
 from vsgd_kernels.backends.triton import engine, interpreted
 from vsgd_kernels.formats import MASTER_WEIGHTS
 
@@ -100,6 +101,15 @@ def backend(request):
     reason = backends.BACKENDS[request.param].why_unavailable()
     assert reason is None, reason
     return request.param
+
+
+@pytest.fixture(params=["compiled for this torch", "compiled", "python"])
+def looks(request, monkeypatch):
+    """Who notices that something has changed: each of `library`'s ways."""
+    if request.param != "compiled for this torch":
+        monkeypatch.setattr(library, "_exact", lambda: None)
+    if request.param == "python":
+        monkeypatch.setattr(library, "_module", lambda: None)
 
 
 @pytest.fixture

@@ -8,19 +8,9 @@ import torch
 
 from tests.cases import CODED, assert_same_bits, check_step, gradient, make_params, step_counts, train
 from vsgd_kernels import VSGD, state_formats
-from vsgd_kernels.backends import library
 from vsgd_kernels.state_formats import FORMATS
 
-pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(params=["compiled for this torch", "compiled", "python"], autouse=True)
-def looks(request, monkeypatch):
-    """Who notices: each of `library`'s ways."""
-    if request.param != "compiled for this torch":
-        monkeypatch.setattr(library, "_exact", lambda: None)
-    if request.param == "python":
-        monkeypatch.setattr(library, "_module", lambda: None)
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("looks")]
 
 
 def test_backward_after_a_step_is_refused(case, backend):

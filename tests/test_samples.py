@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from tests.cases import SIZES, TOLERANCE, assert_stepped, gradient, layouts, reference_step
 from tests.test_vectors import assert_relative
@@ -254,47 +253,3 @@ def test_a_refused_step_keeps_the_samples(generator):
     assert optimizer._samples[param].count == 2
     assert param.grad is left
     assert torch.equal(param, torch.ones(3))
-
-
-def test_processes(tmp_path, generator):
-    """Two processes that feed 3 and 1 samples, one of them none of a parameter, equal one that is fed all."""
-    context = multiprocessing.spawn(_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=False)
-    params, fed = _work()
-    optimizer = SampleVSGD(params, **SETTINGS)
-    for _ in range(2):
-        for param, samples in zip(params, fed, strict=True):
-            param.grad_sample = samples
-            optimizer.accumulate()
-        optimizer.step()
-    while not context.join():
-        pass
-    outcomes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for param, first, second in zip(params, *outcomes, strict=True):
-        assert torch.equal(first, second)
-        torch.testing.assert_close(param.detach(), first)
-
-
-def _work():
-    generator = torch.Generator().manual_seed(3)
-    params = [torch.nn.Parameter(torch.randn(60, generator=generator)) for _ in range(2)]
-    return params, [samples_of(params[0], generator, 4), samples_of(params[1], generator, 3)]
-
-
-def _process(rank, store, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    params, fed = _work()
-    optimizer = SampleVSGD(params, **SETTINGS)
-    for _ in range(2):
-        if rank == 0:
-            for i in range(3):
-                for param, samples in zip(params, fed, strict=True):
-                    param.grad = samples[i].clone()
-                if i < 2:  # all_reduce takes the last
-                    optimizer.accumulate()
-        else:
-            params[0].grad = fed[0][3].clone()
-        optimizer.all_reduce()
-        optimizer.step()
-    torch.save([param.detach() for param in params], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()

@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Gradients(NamedTuple):
-    """The gradients of one step.
+    """The gradients of one step, or samples of them.
 
     Attributes:
         tensors: the gradients; empty where they are laid out like those that a launch was prepared with, and no more
@@ -142,10 +142,12 @@ class SampleBatch(NamedTuple):
     """What samples are added to; all on one device, and in memory without gaps.
 
     Attributes:
+        names: what errors call each parameter's samples.
         means: of the samples so far, in the dtype that is computed in.
         variances: theirs about the means, of the same dtype, shape and strides.
     """
 
+    names: Sequence[str]
     means: list[Tensor]
     variances: list[Tensor]
 

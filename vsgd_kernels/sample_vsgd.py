@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
-from typing import cast
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from . import hyperparameters, rules
-from .backends.library import Snapshot
-from .batch import Gradients, check_grad, check_param
-from .plan import lists_of, param_name, params_of
-from .samples import Intake, Samples
+from . import hyperparameters, intake, rules
+from .backends.library import Seen
+from .backends.on_device import capturing
+from .batch import Gradients
+from .intake import Found, Intake, has_samples
+from .plan import lists_of, params_of
+from .samples import Samples, all_reduce
 from .vsgd import VSGD
 
 
@@ -74,11 +72,11 @@ class SampleVSGD(VSGD):
         """Takes each parameter's `grad_sample`, or else its `grad` as one sample, and sets both to None.
 
         Raises:
-            RuntimeError: no parameter has either.
+            RuntimeError: no parameter has either; or a CUDA graph is being captured, and the host counts samples.
             TypeError, ValueError: one of them does not fit its parameter, or the numbers of samples of the parameters
                 differ; nothing is taken then.
         """
-        if not (self._take_again() or self._take(_has_any)):
+        if not self._take_all():
             raise RuntimeError("accumulate() found no parameter with a grad or grad_sample; call it after backward()")
 
     @_disable_dynamo
@@ -92,19 +90,20 @@ class SampleVSGD(VSGD):
         Args:
             group: the processes; None stands for all of them.
         """
-        self._take(_has_any)
-        params = params_of(self.param_groups)
-        counts = torch.tensor([self._samples_of(param).count for param in params], device=params[0].device)
+        self._take_all()
+        every = [self._samples_of(param) for param in params_of(self.param_groups)]
+        counts = torch.tensor([own.count for own in every], device=every[0].variance.device)
         dist.all_reduce(counts, group=group)
-        for param, total in zip(params, counts.tolist(), strict=True):
-            if total:
-                self._samples_of(param).all_reduce(total, group)
+        fed = [(own, total) for own, total in zip(every, counts.tolist(), strict=True) if total]
+        all_reduce([own for own, _ in fed], [total for _, total in fed], group)
 
     @_disable_dynamo
     def discard(self) -> None:
         """Forgets all samples since the last step; gradients stay."""
         for samples in self._samples.values():
             samples.clear()
+            if self._stepper.has_captured:  # its replays would read the variance as it is
+                samples.get_variance()
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -112,9 +111,9 @@ class SampleVSGD(VSGD):
 
     def _forget_prepared(self) -> None:
         """Forgets what was prepared for the samples that there were."""
-        self._intake: Intake | None = None  # of the last call of accumulate(), where it took gradients alone
+        self._intake: Intake | None = None  # of the last time that all gradients were taken
         self._variance_of: dict[Tensor, Tensor] | None = None
-        self._plain: Snapshot | None = None  # of a step on gradients alone, without samples, for which all was ready
+        self._plain: Seen | None = None  # a step on gradients alone, for which all was ready
 
     def _variances(self) -> dict[Tensor, Tensor]:
         if self._variance_of is None:
@@ -138,10 +137,13 @@ class SampleVSGD(VSGD):
     def _has_accumulated(self) -> bool:
         return any(samples.count for samples in self._samples.values())
 
+    def _are_samples_given(self) -> bool:
+        return any(map(has_samples, params_of(self.param_groups)))
+
     def _check_scaler(self) -> None:
         """Raises RuntimeError where a GradScaler, which knows `.grad` alone, has left samples out."""
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not (self._has_accumulated() or any(map(_has_samples, params_of(self.param_groups)))):
+        if found_inf is None or not (self._has_accumulated() or self._are_samples_given()):
             return
         if getattr(self, "grad_scale", None) is None:
             raise RuntimeError(
@@ -151,85 +153,89 @@ class SampleVSGD(VSGD):
         if not isinstance(found_inf, Tensor):
             raise RuntimeError("GradScaler found no .grad to look at; leave those of the last micro-batch there")
 
-    def _take(self, wanted: Callable[[Tensor], bool]) -> bool:
-        """Feeds those parameters that are wanted what they have; whether there was any."""
-        taken = [
-            (name, param, _samples_in(name, param))
-            for i, group in enumerate(self.param_groups)
-            for j, param in enumerate(group["params"])
-            if wanted(param)
-            for name in (param_name(self.param_groups, i, j),)
-        ]
-        if not taken:
+    def _take_all(self) -> bool:
+        """Feeds parameters all that they have; whether that was anything."""
+        if capturing():
+            raise RuntimeError(
+                "a CUDA graph is being captured, and samples are counted on the host; feed them outside of the graph"
+            )
+        known = self._intake
+        if known is not None and not self._are_samples_given():
+            gradients = known.unchanged(self.param_groups)
+            if gradients is not None:
+                known.add(gradients)
+                for param in known.params:
+                    param.grad = None
+                return True
+        found = intake.find(self.param_groups)
+        if not found:
             return False
-        lengths = {name: len(samples) for name, param, samples in taken if _has_samples(param)}
-        for name, length in lengths.items():
-            if length != (first := next(iter(lengths.values()))):
-                raise ValueError(
-                    f"grad_sample of {name} must have as many samples as that of {next(iter(lengths))}, {first}, "
-                    f"got {length}"
-                )
-        for name, param, _ in taken:
-            if not self._samples_of(param).fits(param):
-                raise ValueError(
-                    f"{name} has changed its shape, dtype or device since it was fed; discard() its samples"
-                )
-        params, samples = [param for _, param, _ in taken], [each for *_, each in taken]
-        intake = Intake(params, list(map(self._samples_of, params)), samples, self._backend)
-        if not lengths:
-            intake.watch(lists_of(self.param_groups))
-            self._intake = intake
-        intake.add(Gradients.of(samples))
-        for param in params:
-            param.grad = None
-            if _has_samples(param):
-                param.grad_sample = None
+        new = self._prepare_intake(found)
+        if not any(has_samples(each.param) for each in found):
+            new.watch(self.param_groups)
+            self._intake = new
+        self._take(new, found)
         return True
 
-    def _take_again(self) -> bool:
-        """Does what `_take` would, where it is known that all is as it was the last time; whether it is."""
-        intake = self._intake
-        if intake is None or any(map(_has_samples, params_of(self.param_groups))):
-            return False
-        gradients = intake.unchanged(lists_of(self.param_groups))
-        if gradients is None:
-            return False
-        intake.add(gradients)
-        for param in intake.params:
-            param.grad = None
-        return True
+    def _prepare_intake(self, found: list[Found]) -> Intake:
+        own = [self._samples_of(each.param) for each in found]
+        for each, samples in zip(found, own, strict=True):
+            if not samples.fits(each.param):
+                raise ValueError(
+                    f"{each.name} has changed its shape, dtype or device since it was fed; discard() its samples"
+                )
+        return Intake(found, own, self._backend)
 
-    def _is_as_before(self, lists: list[list[Tensor]]) -> bool:
+    def _take(self, new: Intake, found: list[Found]) -> None:
+        new.add(Gradients.of([each.samples for each in found]))
+        for each in found:
+            each.param.grad = None
+            if has_samples(each.param):
+                each.param.grad_sample = None  # type: ignore[attr-defined]
+
+    def _take_what_belongs_to_samples(self) -> None:
+        """Feeds parameters what they have, but not those that have a gradient alone and were fed nothing."""
+
+        def belongs(param: Tensor) -> bool:
+            return has_samples(param) or self._samples_of(param).count > 0
+
+        something = [param for param in params_of(self.param_groups) if param.grad is not None or has_samples(param)]
+        belonging = list(map(belongs, something))
+        if something and all(belonging):
+            self._take_all()
+        elif any(belonging):
+            found = [each for each in intake.find(self.param_groups) if belongs(each.param)]
+            self._take(self._prepare_intake(found), found)
+
+    def _is_as_before(self) -> bool:
         """Whether it is known that all is as in a step on gradients alone, which has left no samples."""
         return (
             self._plain is not None
             and not any(samples.count or samples.is_old for samples in self._samples.values())
-            and not any(map(_has_samples, chain(*lists)))
-            and self._plain.gradients(lists, []) is not None
+            and not self._are_samples_given()
+            and self._plain.gradients(lists_of(self.param_groups)) is not None
         )
 
     def _step(self) -> None:
         """Steps with the means in place of the gradients, and forgets the samples."""
-        lists = lists_of(self.param_groups)
-        if self._is_as_before(lists):
+        if self._is_as_before():
             super()._step()
             return
+        self._plain = None
         self._forget_what_has_left()
         self._check_scaler()
         for group in self.param_groups:
             hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
-        # One that has only a gradient is asked for its samples too, and so gets their variance.
-        self._take(lambda param: _has_samples(param) or (param.grad is not None and self._samples_of(param).count > 0))
+        self._take_what_belongs_to_samples()
         fed = {param: samples for param, samples in self._samples.items() if samples.count}
-        plain = [param for param in params_of(self.param_groups) if param.grad is not None]
-        if not (fed or plain):
+        if not fed and all(param.grad is None for param in params_of(self.param_groups)):
             raise RuntimeError(
                 "no parameter was fed since the last step: call backward(), and accumulate() after each micro-batch"
             )
-        for samples in chain((self._samples[param] for param in plain), fed.values()):
+        for samples in self._samples.values():
             samples.get_variance()
         if not fed:
-            self._plain = Snapshot(lists, [])
+            self._plain = Seen(lists_of(self.param_groups))
         found_inf = getattr(self, "found_inf", None)
         try:
             for param, samples in fed.items():
@@ -241,40 +247,6 @@ class SampleVSGD(VSGD):
             for param in fed:
                 param.grad = None
         self.discard()
-
-
-def _has_any(param: Tensor) -> bool:
-    return param.grad is not None or _has_samples(param)
-
-
-def _has_samples(param: Tensor) -> bool:
-    return getattr(param, "grad_sample", None) is not None
-
-
-def _samples_in(name: str, param: Tensor) -> Tensor:
-    """[M, *shape] what a parameter has to be taken; of several `grad_sample`, one after the other."""
-    check_param(name, param)
-    samples = getattr(param, "grad_sample", None)
-    if samples is None:
-        grad = cast(Tensor, param.grad)
-        check_grad(name, param, grad)
-        return grad.unsqueeze(0)
-    parts = list(samples) if isinstance(samples, Sequence) else [samples]
-    if not parts:
-        raise ValueError(f"grad_sample of {name} must hold one or more tensors, got {samples!r}")
-    for part in parts:
-        if not isinstance(part, Tensor):
-            raise TypeError(f"grad_sample of {name} must be a tensor, got {part!r}")
-        if part.dim() != param.dim() + 1 or part.shape[1:] != param.shape or len(part) == 0:
-            raise ValueError(
-                f"grad_sample of {name} must have the shape [samples, {', '.join(map(str, param.shape))}], with one "
-                f"or more samples, got {tuple(part.shape)}"
-            )
-        if part.dtype != param.dtype or part.layout != torch.strided:
-            raise TypeError(f"grad_sample of {name} must be dense and {param.dtype}, got {part.layout}, {part.dtype}")
-        if part.device != param.device:
-            raise ValueError(f"grad_sample of {name} must be on {param.device}, got {part.device}")
-    return parts[0].resolve_neg() if len(parts) == 1 else torch.cat(parts)
 
 
 def _or_not_finite(found_inf: Tensor, means: list[Tensor]) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from . import backends
-from .backends.library import Snapshot
-from .batch import Gradients, SampleBatch
 from .rules import arithmetic_dtype
+
+#: Elements of which processes bring numbers together at a time; so many take as much memory again.
+_BUCKET = 2**23
 
 
 @dataclass
@@ -35,6 +38,10 @@ class Samples:
         """No samples yet."""
         dtype = arithmetic_dtype(param.dtype)
         return cls(0, None, torch.zeros_like(param, dtype=dtype, requires_grad=False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy keep: no mean of no samples."""
+        return {**self.__dict__, "mean": self.mean if self.count else None}
 
     def fits(self, param: Tensor) -> bool:
         """Whether they are of a parameter of this shape, dtype and device."""
@@ -64,58 +71,55 @@ class Samples:
         self.count += n
         self.is_old &= self.count < 2
 
-    def all_reduce(self, total: int, group: dist.ProcessGroup | None) -> None:
-        """Adds those of the group's other processes; `total` is how many all have."""
-        share = self.count / total
-        own, variance = self.get_mean() if self.count else self.get_mean().zero_(), self.get_variance()
-        mean = own * share
-        dist.all_reduce(mean, group=group)
-        variance.add_((own - mean).square_()).mul_(share)
-        dist.all_reduce(variance, group=group)
-        own.copy_(mean)
-        self.count = total
-
     def clear(self) -> None:
         """Forgets them."""
         self.is_old |= self.count > 1
         self.count = 0
 
 
-class Intake:
-    """Adds samples to those of several parameters, in one launch a device; kept while they are laid out alike.
+def all_reduce(every: Sequence[Samples], totals: Sequence[int], group: dist.ProcessGroup | None) -> None:
+    """Brings together the samples of a group's processes.
 
     Args:
-        params: the parameters.
-        own: of each parameter.
-        samples: [M, *shape] for each.
-        backend: the optimizer's argument.
+        every: this process's, of the same parameters in the same order in each of them.
+        totals: for each how many all processes have, 1 or more.
+        group: the processes; None stands for all of them.
     """
+    for bucket in _buckets(every):
+        own = [every[i] for i in bucket]
+        shares = [each.count / totals[i] for i, each in zip(bucket, own, strict=True)]
+        means = [each.get_mean() if each.count else each.get_mean().zero_() for each in own]
+        together = _sums([mean * share for mean, share in zip(means, shares, strict=True)], group)
+        variances = [each.get_variance() for each in own]
+        apart = [(mean - both).square_() for mean, both in zip(means, together, strict=True)]
+        spreads = [(v + d) * share for v, d, share in zip(variances, apart, shares, strict=True)]
+        for i, each, mean, variance in zip(bucket, own, together, _sums(spreads, group), strict=True):
+            each.get_mean().copy_(mean)
+            each.variance.copy_(variance)
+            each.count, each.is_old = totals[i], totals[i] < 2
 
-    def __init__(self, params: list[Tensor], own: list[Samples], samples: list[Tensor], backend: str | None) -> None:
-        self.params, self._own, self._added = params, own, list(map(len, samples))
-        devices: dict[torch.device, list[int]] = {}
-        for i, each in enumerate(own):
-            devices.setdefault(each.variance.device, []).append(i)
-        self._launches = []
-        for device, places in devices.items():
-            chosen = backends.choose(backend, device)
-            batch = SampleBatch([own[i].get_mean() for i in places], [own[i].variance for i in places])
-            self._launches.append((chosen, chosen.prepare_samples(batch, [samples[i] for i in places]), places))
-        self._snapshot: Snapshot | None = None
 
-    def watch(self, params: list[list[Tensor]]) -> None:
-        """Has `unchanged` know these lists, whose gradients the samples are."""
-        if all(backend.name != "eager" for backend, _, _ in self._launches):  # which takes tensors, not addresses
-            self._snapshot = Snapshot(params, [])
+def _buckets(every: Sequence[Samples]) -> Iterator[list[int]]:
+    """Those that are brought together at a time: of one device and dtype, few enough or one alone."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, each in enumerate(every):
+        alike.setdefault((each.variance.device, each.variance.dtype), []).append(i)
+    for places in alike.values():
+        bucket: list[int] = []
+        elements = 0
+        for i in places:
+            numel = every[i].variance.numel()
+            if bucket and elements + numel > _BUCKET:
+                yield bucket
+                bucket, elements = [], 0
+            bucket.append(i)
+            elements += numel
+        yield bucket
 
-    def unchanged(self, params: list[list[Tensor]]) -> Gradients | None:
-        """The gradients, where it is known that they are the parameters' of which it was told, and laid out alike."""
-        return None if self._snapshot is None else self._snapshot.gradients(params, [])
 
-    def add(self, samples: Gradients) -> None:
-        """Adds samples that are laid out like those that it was made with."""
-        for backend, prepared, places in self._launches:
-            own = samples if len(self._launches) == 1 else samples.some(places)
-            backend.add_samples(prepared, own, [self._own[i].count for i in places])
-        for each, added in zip(self._own, self._added, strict=True):
-            each.count_more(added)
+def _sums(tensors: list[Tensor], group: dist.ProcessGroup | None) -> Sequence[Tensor]:
+    """Of each the sum over all processes."""
+    flat = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    dist.all_reduce(flat, group=group)
+    sums: Sequence[Tensor] = _unflatten_dense_tensors(flat, tensors)  # type: ignore[no-untyped-call]
+    return sums

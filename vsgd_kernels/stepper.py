@@ -36,6 +36,11 @@ class Stepper:
         self._captured: list[Plan] = []  # whose tables CUDA graphs read
         self._view: LocalView | None = None
 
+    @property
+    def has_captured(self) -> bool:
+        """Whether a CUDA graph has been made of a step, so that replays read what it read."""
+        return bool(self._captured)
+
     def step(self, scope: Scope) -> Tensor | None:
         """Steps every parameter that has a gradient.
 

@@ -57,7 +57,7 @@ class Backend(Protocol):
             prepared: what `prepare_samples` returned.
             samples: laid out like those.
             counts: of the samples before, for each. Of none there is no mean to be read, and of one no variance, which
-                is not written either.
+                need not be written either.
         """
 
 

@@ -79,7 +79,7 @@ class EagerBackend:
     @torch.no_grad()
     def add_samples(self, prepared: SampleBatch, samples: Gradients, counts: list[int]) -> None:
         """Adds them."""
-        for mean, variance, own, count in zip(*prepared, samples.tensors, counts, strict=True):
+        for mean, variance, own, count in zip(prepared.means, prepared.variances, samples.tensors, counts, strict=True):
             for number, sample in enumerate(own, count + 1):
                 new = reference.add_sample(mean, variance, reference.bounded(sample.to(mean.dtype)), number)
                 mean.copy_(new[0])

@@ -176,6 +176,11 @@ class Snapshot:
             with suppress(RuntimeError, ValueError):  # a tensor has no memory, or is of a class of its own
                 self._native = module.Snapshot(lists, dicts, self._kept)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it can tell anything."""
+        return self._native is not None
+
     def gradients(self, lists: list[list[Tensor]], dicts: list[dict[Any, Any]]) -> Gradients | None:
         """The gradients' addresses, without the gradients, if there is nothing else that may have changed.
 
@@ -185,6 +190,32 @@ class Snapshot:
         """
         found = None if self._native is None else self._native.gradients(lists, dicts)
         return None if found is None else Gradients([], _words(found))
+
+
+class Seen:
+    """What some lists of parameters held and how these and their gradients lay, to tell whether they do so again.
+
+    By a `Snapshot`, or where there is none by `look`. It keeps the parameters alive, but no gradients.
+    """
+
+    def __init__(self, lists: list[list[Tensor]]) -> None:
+        self._layouts = look(lists).layouts
+        self._kept = list(map(contents, lists))
+        self._identities = identities([*lists])
+        self._snapshot = Snapshot(lists, [])
+
+    def gradients(self, lists: list[list[Tensor]]) -> Gradients | None:
+        """The gradients, without them or with them, if they are known to lie alike but for their addresses."""
+        if self._snapshot.is_taken:
+            return self._snapshot.gradients(lists, [])
+        found = look(lists)
+        alike = (
+            found.layouts is not None
+            and found.layouts == self._layouts
+            and identities([*lists]) == self._identities
+            and not any(map(Tensor.is_neg, found.tensors))
+        )
+        return found if alike else None
 
 
 def increment_versions(tensors: list[Tensor]) -> None:

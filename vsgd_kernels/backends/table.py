@@ -89,10 +89,14 @@ class SampleTable:
         batch: these; they are kept alive.
         rows: [tensors, SAMPLE_COLUMNS] int64 on the CPU.
         layouts: as `Table.layouts`, of mean and sample.
+
+    Raises:
+        TypeError: samples have no memory of their own.
     """
 
     def __init__(self, batch: SampleBatch, samples: list[Tensor]) -> None:
         self.batch = batch
+        _check_memory(batch.names, samples)
         rows, layouts = array("q"), array("q")
         for mean, variance, own in zip(batch.means, batch.variances, samples, strict=True):
             record = layout_record(mean.shape, [mean.stride(), own.stride()[1:]], 0)
