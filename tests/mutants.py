@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = [
     *("tests/test_vectors.py", "tests/test_step.py", "tests/test_finite.py"),
-    *("tests/test_philox.py", "tests/test_samples.py", "tests/test_accumulate.py"),
+    *("tests/test_philox.py", "tests/test_samples.py", "tests/test_accumulate.py", "tests/test_intake.py"),
     *("tests/test_device.py", "tests/test_capturable.py", "tests/test_formats.py", "tests/test_masters.py"),
     *("tests/test_rounding.py", "tests/test_altered_states.py", "tests/test_format_checkpoints.py"),
     *("tests/test_norm.py", "tests/test_snapshot.py"),
