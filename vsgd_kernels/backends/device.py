@@ -14,11 +14,11 @@ from ..formats import extra_bits
 from ..rules import arithmetic_dtype
 from ..state_formats import format_of
 from .device_samples import PreparedSamples, SampleLaunch
-from .on_device import Chunks, OnDevice, misaligned
+from .on_device import Chunked, OnDevice, misaligned
 from .scalars import HostScalars
 from .table import COLUMNS, Table
 
-_NUMEL, _LAYOUT = (COLUMNS.index(name) for name in ("numel", "layout"))
+_LAYOUT = COLUMNS.index("layout")
 _ADDRESSES = [COLUMNS.index(name) for name in ("param", "low", "variance", "state0", "state1", "state2", "state3")]
 
 
@@ -79,7 +79,7 @@ class DeviceBackend(ABC):
                 for launch in prepared.launches:
                     self.count(prepared, launch, found_inf)
             for launch in prepared.launches:
-                if launch.chunks.programs:
+                if launch.programs:
                     self.step(prepared, launch, grad_scale, found_inf)
 
     @abstractmethod
@@ -99,7 +99,7 @@ class DeviceBackend(ABC):
         with prepared.guard():
             prepared.take(samples, counts)
             for launch in prepared.launches:
-                if launch.chunks.programs:
+                if launch.programs:
                     self.add(prepared, launch)
 
     @abstractmethod
@@ -178,32 +178,24 @@ class Prepared(OnDevice):
             self.hyper[group, self.batch.rule.hyper.index("lr")] = lr
 
 
-class Launch:
+class Launch(Chunked):
     """The tensors of one path, as the kernels see them; n of them.
 
     Attributes:
-        rows: [n, COLUMNS] int64.
         grads: [n] int64, addresses of the gradients.
-        layouts: int64, see `Table`.
-        chunks: of the n tensors.
         scalar_row: [n] int64, the tensor's row of `scalars`.
         scalars: [rows, Rule.scalar_count] in arithmetic dtype, the scalars of the step.
     """
 
     def __init__(self, prepared: Prepared, path: Path, indices: list[int]) -> None:
+        super().__init__(prepared, prepared.table, indices, prepared.chunk)
         self.path = path
-        self.indices = torch.tensor(indices, device="cpu")
-        rows = prepared.table.rows[self.indices]
-        chunks = Chunks.of(rows[:, _NUMEL], prepared.chunk)
-        self.chunks = chunks._replace(tensor=prepared.upload(chunks.tensor), first=prepared.upload(chunks.first))
-        self.rows = prepared.upload(rows)
         self.grads = prepared.upload(prepared.grads[self.indices])
-        self.layouts = prepared.upload(prepared.table.layouts)
         if prepared.host_scalars:
             self.take_scalar_rows(prepared, prepared.host_scalars)
         else:
-            self.scalar_row = prepared.upload(torch.arange(len(rows), device="cpu"))
-            self.scalars = prepared.empty_scalars(arithmetic_dtype(path.dtype), len(rows))
+            self.scalar_row = prepared.upload(torch.arange(len(indices), device="cpu"))
+            self.scalars = prepared.empty_scalars(arithmetic_dtype(path.dtype), len(indices))
 
     def take_scalar_rows(self, prepared: Prepared, scalars: HostScalars) -> None:
         """Takes each tensor's row of the scalars that the host computes."""
@@ -212,5 +204,4 @@ class Launch:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that lies on the device."""
-        tables = (self.rows, self.grads, self.layouts, self.chunks.tensor, self.chunks.first)
-        return (*tables, self.scalar_row, self.scalars)
+        return *super().tensors(), self.grads, self.scalar_row, self.scalars

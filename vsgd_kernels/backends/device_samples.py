@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ..batch import DTYPES, Gradients, SampleBatch
-from .on_device import Chunks, OnDevice, misaligned
+from .on_device import Chunked, OnDevice, misaligned
 from .table import SAMPLE_COLUMNS, SampleTable
 
-_NUMEL, _DTYPE, _LAYOUT, _SAMPLES, _STRIDE = (
-    SAMPLE_COLUMNS.index(name) for name in ("numel", "dtype", "layout", "samples", "stride")
-)
+_DTYPE, _LAYOUT, _SAMPLES, _STRIDE = (SAMPLE_COLUMNS.index(name) for name in ("dtype", "layout", "samples", "stride"))
 _ADDRESSES = [SAMPLE_COLUMNS.index(name) for name in ("mean", "variance")]
 
 
@@ -32,29 +30,22 @@ class SamplePath(NamedTuple):
     strided: bool
 
 
-class SampleLaunch:
-    """The samples of one path, as the kernels see them; n tensors.
+class SampleLaunch(Chunked):
+    """The samples of one path, as the kernels see them; of n tensors.
 
     Attributes:
-        rows: [n, SAMPLE_COLUMNS] int64.
         samples: [n] int64, addresses.
         counts: [n] int64, how many there were before.
-        layouts: int64, see `SampleTable`.
-        chunks: of the n tensors.
     """
 
     def __init__(self, prepared: PreparedSamples, path: SamplePath, indices: list[int]) -> None:
+        super().__init__(prepared, prepared.table, indices, prepared.chunk)
         self.path = path
-        self.indices = torch.tensor(indices, device="cpu")
-        rows = prepared.table.rows[self.indices]
-        chunks = Chunks.of(rows[:, _NUMEL], prepared.chunk)
-        self.chunks = chunks._replace(tensor=prepared.upload(chunks.tensor), first=prepared.upload(chunks.first))
-        self.rows, self.layouts = prepared.upload(rows), prepared.upload(prepared.table.layouts)
-        self.samples, self.counts = (torch.empty_like(self.chunks.first) for _ in range(2))
+        self.samples, self.counts = (torch.empty_like(self.first_chunk) for _ in range(2))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that lies on the device."""
-        return self.rows, self.layouts, self.samples, self.counts, self.chunks.tensor, self.chunks.first
+        return *super().tensors(), self.samples, self.counts
 
 
 class PreparedSamples(OnDevice):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .table import SampleTable, Table
 
 ALIGNMENT = 16  # bytes of the widest access
 
@@ -21,27 +23,6 @@ def capturing() -> bool:
 def misaligned(addresses: Tensor) -> Tensor:
     """Which addresses are not multiples of `ALIGNMENT`."""
     return addresses % ALIGNMENT != 0
-
-
-class Chunks(NamedTuple):
-    """Tensors cut into chunks, each of which a program takes.
-
-    Attributes:
-        programs: how many.
-        tensor: [programs] int32, the tensor that a chunk belongs to.
-        first: [tensors] int64, the number of the tensor's first chunk.
-    """
-
-    programs: int
-    tensor: Tensor
-    first: Tensor
-
-    @classmethod
-    def of(cls, numels: Tensor, chunk: int) -> Chunks:
-        """Of tensors of so many elements, in chunks of `chunk`; on the CPU."""
-        chunks = (numels + chunk - 1) // chunk
-        tensor = torch.repeat_interleave(torch.arange(len(numels), dtype=torch.int32, device="cpu"), chunks)
-        return cls(int(chunks.sum()), tensor, chunks.cumsum(0) - chunks)
 
 
 class OnDevice(ABC):
@@ -84,3 +65,30 @@ class OnDevice(ABC):
             for tensor in self.tensors():
                 tensor.record_stream(stream)
         return torch.cuda.device(self.device)
+
+
+class Chunked:
+    """Some tensors of a table, and how they are cut into chunks, each of which a program takes; n of them.
+
+    Attributes:
+        indices: [n] their rows, on the CPU.
+        rows: [n, columns] int64.
+        layouts: int64 records, see table.py.
+        programs: how many chunks there are.
+        chunk_tensor: [programs] int32, the tensor that a chunk belongs to.
+        first_chunk: [n] int64, the number of the tensor's first chunk.
+    """
+
+    def __init__(self, on: OnDevice, table: Table | SampleTable, indices: list[int], chunk: int) -> None:
+        self.indices = torch.tensor(indices, device="cpu")
+        rows = table.rows[self.indices]
+        chunks = (rows[:, table.NUMEL] + chunk - 1) // chunk
+        self.programs = int(chunks.sum())
+        self.rows, self.layouts = on.upload(rows), on.upload(table.layouts)
+        tensors = torch.arange(len(rows), dtype=torch.int32, device="cpu")
+        self.chunk_tensor = on.upload(torch.repeat_interleave(tensors, chunks))
+        self.first_chunk = on.upload(chunks.cumsum(0) - chunks)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that lies on the device."""
+        return self.rows, self.layouts, self.chunk_tensor, self.first_chunk

@@ -37,6 +37,8 @@ class Table:
             is its record's offset, or -1.
     """
 
+    NUMEL = COLUMNS.index("numel")
+
     def __init__(self, batch: Batch, grads: list[Tensor]) -> None:
         self.batch = batch
         rows, layouts = array("q"), array("q")
@@ -93,6 +95,8 @@ class SampleTable:
     Raises:
         TypeError: samples have no memory of their own.
     """
+
+    NUMEL = SAMPLE_COLUMNS.index("numel")
 
     def __init__(self, batch: SampleBatch, samples: list[Tensor]) -> None:
         self.batch = batch

@@ -112,12 +112,12 @@ def count(prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
 
 def step(prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Steps the launch's tensors, unless found_inf; on the current stream."""
-    step_kernel[(launch.chunks.programs,)](
+    step_kernel[(launch.programs,)](
         launch.rows,
         launch.grads,
         launch.layouts,
-        launch.chunks.tensor,
-        launch.chunks.first,
+        launch.chunk_tensor,
+        launch.first_chunk,
         launch.scalar_row,
         launch.scalars,
         grad_scale,
@@ -130,13 +130,13 @@ def step(prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_in
 
 def add(launch: SampleLaunch, chunk: int) -> None:
     """Adds the launch's samples; on the current stream."""
-    add_kernel[(launch.chunks.programs,)](
+    add_kernel[(launch.programs,)](
         launch.rows,
         launch.samples,
         launch.counts,
         launch.layouts,
-        launch.chunks.tensor,
-        launch.chunks.first,
+        launch.chunk_tensor,
+        launch.first_chunk,
         **sample_constants(launch.path, chunk, WARPS),
         num_warps=WARPS,
         **OPTIONS,
