@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 from torch.utils import cpp_extension
 
 from vsgd_kernels import __main__, machine_code
@@ -24,6 +25,7 @@ KERNEL = re.compile(r"\.text\.(\S+):\n(.*?)(?=\n\s*\.section|\Z)", re.DOTALL)
 #: operands that a step reads and writes: parameter, gradient, states, and the variance of samples
 READS = {rule.name: 2 + len(rule.states) + rule.samples for rule in RULES.values()}
 WRITES = {rule.name: 1 + len(rule.states) for rule in RULES.values()}
+OLDER_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 LAYOUTS = ("aligned", "misaligned", "strided")
 #: what C++ calls a rule
 TYPES = {rule: rule.title().replace("_", "") for rule in RULES}
@@ -59,6 +61,15 @@ def inspected():
         process.kill()
 
 
+def may_spill(entry):
+    """Of float64's kernels, which ptxas keeps to 80 registers, one more, which the loop does not touch.
+
+    Of 16-bit kernels of strided operands with packed16, which it keeps to 96, one with the ptxas of older Tritons.
+    """
+    strided_16_bit = entry["kernel"] in ("bfloat16 strided", "float16 strided") and entry["format"] == "packed16"
+    return entry["kernel"].startswith("float64") or (OLDER_TRITON and strided_16_bit)
+
+
 @pytest.mark.xdist_group("inspected")
 @pytest.mark.parametrize("arch", ["sm_90", "sm_80", "sm_100", "sm_90 other rules"])
 def test_nvidia(inspected, arch):
@@ -77,8 +88,7 @@ def test_nvidia(inspected, arch):
         )
         for path in ("full", "tail", "table")
     }
-    # ptxas keeps float64's kernels to 80 registers, and one more in local memory, which the loop does not touch.
-    assert all(e["local_bytes"] <= (8 if e["kernel"].startswith("float64") else 0) for e in entries)
+    assert all(e["local_bytes"] <= (8 if may_spill(e) else 0) for e in entries)
     for entry in entries:
         reads, writes = READS[entry["rule"]], WRITES[entry["rule"]]
         wide = {"loads": entry["loads"], "stores": entry["stores"]}
@@ -96,16 +106,20 @@ def test_nvidia(inspected, arch):
             assert entry["registers"] <= 64
         if entry["kernel"] in ("float32 aligned", "float64 aligned"):
             # One access for each operand, and no other: 16 bytes of float32, 8 of bf16 and packed16, 4 of q8. Words of
-            # blocks are 4 bytes each, for those that a thread's lanes see, in two instructions for each state.
+            # blocks are 4 bytes each, for those that a thread's lanes see, in two instructions for each state; older Tritons read
+            # q8's in three, and packed16's in one more.
             states = WRITES[entry["rule"]] - 1
             assert (
                 wide
                 == {
                     "fp32": {"loads": {"128": reads}, "stores": {"128": writes}},
                     "bf16": {"loads": {"64": states, "128": 2}, "stores": {"64": states, "128": 1}},
-                    "q8": {"loads": {"32": 3 * states, "128": 2}, "stores": {"32": 3 * states, "128": 1}},
+                    "q8": {
+                        "loads": {"32": (3 + OLDER_TRITON) * states, "128": 2},
+                        "stores": {"32": 3 * states, "128": 1},
+                    },
                     "packed16": {
-                        "loads": {"32": 2 * states, "64": 1, "128": 2},
+                        "loads": {"32": 2 * states + OLDER_TRITON, "64": 1, "128": 2},
                         "stores": {"32": 2 * states, "64": 1, "128": 1},
                     },
                 }[entry["format"]]

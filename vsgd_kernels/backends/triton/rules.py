@@ -56,6 +56,12 @@ def fma(x, y, z):
 
 
 @triton.jit
+def negative(x):
+    """-x, also of 0: before version 3.8 Triton subtracts from 0."""
+    return x * -1.0
+
+
+@triton.jit
 def power(x, y):
     """x ** y for positive float64 x."""
     return tl.exp2(y * tl.log2(x))
@@ -93,7 +99,7 @@ def kept_share(t, tau, dtype: tl.constexpr):
 @triton.jit
 def variational_move(theta, mug, sigma2, lr, decay, eps):
     """The parameter step of the variational rules."""
-    return fma(-lr, divide(mug, square_root(fma(mug, mug, sigma2)) + eps), theta * decay)
+    return fma(negative(lr), divide(mug, square_root(fma(mug, mug, sigma2)) + eps), theta * decay)
 
 
 @triton.jit
@@ -182,7 +188,7 @@ def stoch_grad_adam(theta, ghat, state, s, words, tiny):
     phi = ((words >> 8).to(tl.int32).to(ghat.dtype) < kept).to(ghat.dtype) * ghat  # U = (word >> 8) 2^-24
     m = fma(beta1, m, gain1 * phi)
     v = at_least(fma(beta2, v, gain2 * (phi * phi)), tiny)
-    theta = fma(-lr, divide(m * m_scale, square_root(v * v_scale) + eps), theta * decay)
+    theta = fma(negative(lr), divide(m * m_scale, square_root(v * v_scale) + eps), theta * decay)
     return theta, (m, v)
 
 
