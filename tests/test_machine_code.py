@@ -106,8 +106,8 @@ def test_nvidia(inspected, arch):
             assert entry["registers"] <= 64
         if entry["kernel"] in ("float32 aligned", "float64 aligned"):
             # One access for each operand, and no other: 16 bytes of float32, 8 of bf16 and packed16, 4 of q8. Words of
-            # blocks are 4 bytes each, for those that a thread's lanes see, in two instructions for each state; older Tritons read
-            # q8's in three, and packed16's in one more.
+            # blocks are 4 bytes each, for those that a thread's lanes see, in two instructions for each state; of older
+            # Tritons in three with q8, and in one more with packed16.
             states = WRITES[entry["rule"]] - 1
             assert (
                 wide
