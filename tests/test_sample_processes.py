@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
+from tests.processes import Processes
 from tests.test_samples import SETTINGS, moments, samples_of
 from vsgd_kernels import SampleVSGD, samples
 
 
 def test_processes(tmp_path):
     """Two processes that feed 3 and 1 samples, one of them none of a parameter, equal one that is fed all."""
-    context = multiprocessing.spawn(_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=False)
+    processes = Processes(2, tmp_path)
+    outcomes = processes.run(_train)
+    processes.stop()
     params, fed = _work()
     optimizer = SampleVSGD(params, **SETTINGS)
     for _ in range(2):
@@ -20,9 +22,6 @@ def test_processes(tmp_path):
             param.grad_sample = own
             optimizer.accumulate()
         optimizer.step()
-    while not context.join():
-        pass
-    outcomes = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for param, first, second in zip(params, *outcomes, strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(param.detach(), first)
@@ -35,14 +34,13 @@ def _work():
     return params, [samples_of(param, generator, n) for param, n in zip(params, (4, 3, 3), strict=True)]
 
 
-def _process(rank, store, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _train():
+    """What the parameters of this process come to be."""
     samples._BUCKET = 100  # two of the three parameters do not go together
     params, fed = _work()
     optimizer = SampleVSGD(params, **SETTINGS)
     for _ in range(2):
-        if rank == 0:
+        if torch.distributed.get_rank() == 0:
             for i in range(3):
                 for param, own in zip(params, fed, strict=True):
                     param.grad = own[i].clone()
@@ -52,8 +50,7 @@ def _process(rank, store, folder):
             params[0].grad = fed[0][3].clone()
         optimizer.all_reduce()
         optimizer.step()
-    torch.save([param.detach() for param in params], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return [param.detach() for param in params]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
