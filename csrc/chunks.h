@@ -100,6 +100,14 @@ class Blocks {
     }
   }
 
+  // The same, of one block at a time.
+  template <class Visit>
+  void visit_each(int64_t first, int64_t last, const Visit& visit_block) const {
+    visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
+      for (; begin < end; begin += kBlock) visit_block(i, begin, std::min(begin + kBlock, end));
+    });
+  }
+
  private:
   std::vector<int64_t> numel_, start_;
 };

@@ -73,10 +73,8 @@ double norm_cpu(const CpuBatch& batch) {
   std::vector<double> sums(blocks.count());
   torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
     double* sum = sums.data() + first;
-    blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
-      for (; begin < end; begin += Blocks::kBlock)
-        *sum++ = squares_by_dtype[batch.rows[i].dtype](batch.rows[i], batch.grads[i], batch.layouts, begin,
-                                                       std::min(begin + Blocks::kBlock, end), batch.isa);
+    blocks.visit_each(first, last, [&](int64_t i, int64_t begin, int64_t end) {
+      *sum++ = squares_by_dtype[batch.rows[i].dtype](batch.rows[i], batch.grads[i], batch.layouts, begin, end, batch.isa);
     });
   });
   return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));

@@ -82,10 +82,9 @@ void add_samples_cpu(const CpuSamples& fed) {
   constexpr int64_t kGrain = 16;  // blocks
   const Blocks blocks(fed.rows, fed.tensors);
   torch::stable::parallel_for(0, blocks.count(), kGrain, [&](int64_t first, int64_t last) {
-    blocks.visit(first, last, [&](int64_t i, int64_t begin, int64_t end) {
-      for (; begin < end; begin += Blocks::kBlock)  // which stays in the cache while all samples are added
-        add_by_dtype[fed.rows[i].dtype](fed.rows[i], fed.samples[i], fed.counts[i], fed.layouts, begin,
-                                        std::min(begin + Blocks::kBlock, end), fed.isa);
+    // A block stays in the cache while all samples are added.
+    blocks.visit_each(first, last, [&](int64_t i, int64_t begin, int64_t end) {
+      add_by_dtype[fed.rows[i].dtype](fed.rows[i], fed.samples[i], fed.counts[i], fed.layouts, begin, end, fed.isa);
     });
   });
 }
