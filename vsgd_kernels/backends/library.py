@@ -199,10 +199,11 @@ class Seen:
     """
 
     def __init__(self, lists: list[list[Tensor]]) -> None:
-        self._layouts = look(lists).layouts
-        self._kept = list(map(contents, lists))
-        self._identities = identities([*lists])
         self._snapshot = Snapshot(lists, [])
+        if not self._snapshot.is_taken:
+            self._layouts = look(lists).layouts
+            self._kept = list(map(contents, lists))
+            self._identities = identities([*lists])
 
     def gradients(self, lists: list[list[Tensor]]) -> Gradients | None:
         """The gradients, without them or with them, if they are known to lie alike but for their addresses."""
