@@ -74,6 +74,13 @@ class Walk {
   std::vector<int64_t> index_;
 };
 
+// The n elements of one operand of a strided tensor from `begin` on.
+template <class P>
+void gather(const P* from, const Layout& layout, int operand, int64_t begin, int64_t n, P* to) {
+  Walk walk(layout, operand + 1, begin);
+  for (int64_t i = 0; i < n; ++i, walk.next()) to[i] = from[walk.offset[operand]];
+}
+
 // Calls visit(i, begin, end) over elements [begin, end) of tensor i, in order, for the blocks [first, last) of all.
 class Blocks {
  public:

@@ -34,30 +34,21 @@ VSGD_FN double squares(const P* x, int64_t n) {
 
 template <class P>
 struct Squares {
-  using Function = double (*)(const P*, int64_t);
   static double baseline(const P* x, int64_t n) { return squares(x, n); }
 #if VSGD_X86
   VSGD_AVX2 static double avx2(const P* x, int64_t n) { return squares(x, n); }
   VSGD_AVX512 static double avx512(const P* x, int64_t n) { return squares(x, n); }
 #endif
-  static Function of(Isa isa) {
-#if VSGD_X86
-    if (isa >= Isa::avx512) return avx512;
-    if (isa == Isa::avx2) return avx2;
-#endif
-    return baseline;
-  }
 };
 
 // Of a block of a gradient, which is gathered where it is strided.
 template <class P>
 double squares_of(const Row& row, int64_t gradient, const int64_t* layouts, int64_t begin, int64_t end, Isa isa) {
   const P* grad = reinterpret_cast<const P*>(gradient);
-  const auto squares = Squares<P>::of(isa);
+  const auto squares = version_of<Squares<P>>(isa);
   if (row.layout < 0) return squares(grad + begin, end - begin);
   P gathered[Blocks::kBlock];
-  Walk walk(Layout(layouts + row.layout), 2, begin);
-  for (int64_t i = 0; i < end - begin; ++i, walk.next()) gathered[i] = grad[walk.offset[1]];
+  gather(grad, Layout(layouts + row.layout), 1, begin, end - begin, gathered);
   return squares(gathered, end - begin);
 }
 

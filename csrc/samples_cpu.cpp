@@ -31,7 +31,6 @@ VSGD_FN void add(const P* sample, A* mean, A* variance, int64_t n, int64_t numbe
 
 template <class P, class A = typename Arithmetic<P>::type>
 struct Add {
-  using Function = void (*)(const P*, A*, A*, int64_t, int64_t);
   static void baseline(const P* sample, A* mean, A* variance, int64_t n, int64_t number) {
     add(sample, mean, variance, n, number);
   }
@@ -43,20 +42,13 @@ struct Add {
     add(sample, mean, variance, n, number);
   }
 #endif
-  static Function of(Isa isa) {
-#if VSGD_X86
-    if (isa >= Isa::avx512) return avx512;
-    if (isa == Isa::avx2) return avx2;
-#endif
-    return baseline;
-  }
 };
 
 // Adds a block of all of a tensor's samples, which are gathered where they are strided.
 template <class P, class A = typename Arithmetic<P>::type>
 void add_block(const SampleRow& row, int64_t address, int64_t count, const int64_t* layouts, int64_t begin, int64_t end,
                Isa isa) {
-  const auto add = Add<P>::of(isa);
+  const auto add = version_of<Add<P>>(isa);
   A* mean = reinterpret_cast<A*>(row.mean) + begin;
   A* variance = reinterpret_cast<A*>(row.variance) + begin;
   for (int64_t k = 0; k < row.samples; ++k) {
@@ -66,8 +58,7 @@ void add_block(const SampleRow& row, int64_t address, int64_t count, const int64
       continue;
     }
     P gathered[Blocks::kBlock];
-    Walk walk(Layout(layouts + row.layout), kSampleOperand + 1, begin);
-    for (int64_t i = 0; i < end - begin; ++i, walk.next()) gathered[i] = sample[walk.offset[kSampleOperand]];
+    gather(sample, Layout(layouts + row.layout), kSampleOperand, begin, end - begin, gathered);
     add(gathered, mean, variance, end - begin, count + k + 1);
   }
 }

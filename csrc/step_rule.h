@@ -46,10 +46,8 @@ struct Run {
   static Function of(Isa isa) {
 #if VSGD_X86
     if (isa == Isa::avx512vbmi && by_hand) return avx512vbmi;
-    if (isa >= Isa::avx512) return avx512;
-    if (isa == Isa::avx2) return avx2;
 #endif
-    return baseline;
+    return version_of<Run>(isa);
   }
 };
 

@@ -63,7 +63,7 @@ MUTANTS = [
     ("tile.h", "is_16_bit<P> && row.extra < 16", "is_16_bit<P> && row.extra < 8"),
     ("chunks.h", "(numel_[i] + kBlock - 1) / kBlock", "numel_[i] / kBlock"),
     ("chunks.h", "int64_t move = wraps ? 1 - layout_.sizes[d] : 1;", "int64_t move = 1;"),
-    ("norm.cpp", "grad[walk.offset[1]]", "grad[walk.offset[0]]"),
+    ("chunks.h", "from[walk.offset[operand]]", "from[walk.offset[0]]"),
     ("norm.cpp", "for (int j = 0; i + j < n; ++j)", "for (int j = 0; i + j < n - 1; ++j)"),
     ("samples.h", "share.kept * fma(", "fma("),
     ("samples.h", "A(1.0 - double(own))", "A(double(n - 1) / double(n))"),
@@ -71,7 +71,6 @@ MUTANTS = [
     ("samples_cpu.cpp", "number == 2", "number == 3"),
     ("samples_device.h", "if (count > 1) variance", "if (count > 0) variance"),
     ("samples_device.h", "if (count + row.samples > 1)", "if (count > 1)"),
-    ("samples_cpu.cpp", "sample[walk.offset[kSampleOperand]]", "sample[walk.offset[0]]"),
     ("samples_cpu.cpp", "reinterpret_cast<const P*>(address) + k * row.stride", "reinterpret_cast<const P*>(address)"),
     (
         "samples_cpu.cpp",
