@@ -10,7 +10,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from tests.cases import assert_same_bits, gradient, misaligned
 from tests.test_accumulate import moments_of
-from vsgd_kernels import SampleVSGD, sample_vsgd
+from vsgd_kernels import VSGD, SampleVSGD, graphs
 from vsgd_kernels.backends.device_samples import PreparedSamples
 from vsgd_kernels.backends.on_device import OnDevice
 from vsgd_kernels.batch import Gradients, SampleBatch
@@ -226,11 +226,63 @@ def test_graphs(generator, monkeypatch):
     monkeypatch.setattr(Stepper, "has_captured", True)
     optimizer.step()
     assert not optimizer._samples[param].variance.any()
-    monkeypatch.setattr(sample_vsgd, "capturing", lambda: True)
+    monkeypatch.setattr(graphs, "capturing", lambda: True)
     param.grad = gradient(param, generator)
     with pytest.raises(RuntimeError, match="a CUDA graph is being captured, and samples are counted on the host"):
         optimizer.accumulate()
     assert param.grad is not None
+
+
+def test_graphs_of_steps_on_samples(generator, monkeypatch):
+    """There are none: what belongs to samples is refused, and nothing taken."""
+    param = torch.nn.Parameter(torch.randn(40, generator=generator))
+    optimizer = SampleVSGD([param], lr=1e-2)
+    param.grad = gradient(param, generator)
+    optimizer.accumulate()
+    monkeypatch.setattr(graphs, "capturing", lambda: True)
+    for name in ("grad", "grad_sample"):
+        setattr(param, name, torch.ones_like(param) if name == "grad" else torch.ones(2, 40))
+        with pytest.raises(RuntimeError, match="a CUDA graph is being captured"):
+            optimizer.step()
+        assert getattr(param, name) is not None
+        assert optimizer._samples[param].count == 1
+        setattr(param, name, None)
+
+
+def test_variances_of_a_step_before_a_graph(generator, monkeypatch):
+    """A graph has them become 0 when it is replayed; a step outside of it does not wait for that."""
+    param = torch.nn.Parameter(torch.randn(40, generator=generator))
+    optimizer = SampleVSGD([param], lr=1e-2, capturable=True)
+    for _ in range(2):
+        param.grad = gradient(param, generator)
+        optimizer.accumulate()
+    optimizer.step()
+    variance = optimizer._samples[param].variance
+    before = variance.clone()
+    param.grad = gradient(param, generator)
+    with monkeypatch.context() as there:
+        there.setattr(graphs, "capturing", lambda: True)
+        optimizer.step()
+    variance.copy_(before)  # for a capture does nothing
+    twin = copy.deepcopy(param)
+    plain = VSGD([twin], lr=1e-2)
+    plain.load_state_dict(optimizer.state_dict())
+    twin.grad = param.grad = gradient(param, generator)
+    optimizer.step()
+    plain.step()
+    assert_same_bits([param, *optimizer.state[param].values()], [twin, *plain.state[twin].values()])
+
+
+def test_one_parameter_twice(backend):
+    """Refused, as its step is, and nothing is taken."""
+    param = torch.nn.Parameter(torch.ones(3))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = SampleVSGD([param, param], lr=1e-2, backend=backend)
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="parameter 1 of group 0 is parameter 0 of group 0 once more"):
+        optimizer.accumulate()
+    assert param.grad is not None
+    assert param not in optimizer._samples
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])

@@ -113,12 +113,10 @@ class Batch:
             )
         if wrong := [group for group in self.groups if not 0 <= group < len(self.hyper)]:
             raise ValueError(f"groups must be rows of hyper, 0 to {len(self.hyper) - 1}, got {wrong[0]}")
-        seen: dict[Tensor, str] = {}
         for name, param, grad in zip(self.names, self.params, grads, strict=True):
             check_param(name, param)
             check_grad(name, param, grad)
-            if (first := seen.setdefault(param, name)) is not name:
-                raise ValueError(f"{name} is {first} once more; a step may have each parameter once")
+        check_once(self.names, self.params)
         columns = zip(
             self.names, self.params, self.lows, self.states, self.blocks, self.steps, self.variances, strict=True
         )
@@ -163,6 +161,14 @@ def check_param(name: str, param: Tensor) -> None:
     if param.device.type == "meta":
         raise ValueError(f"{name} has no data: its device is meta; give it data (Module.to_empty) before step()")
     _check_written(name, param, param, param.dtype)
+
+
+def check_once(names: Sequence[str], params: Sequence[Tensor]) -> None:
+    """Raises ValueError where a parameter is there twice: two programs would write to it at a time."""
+    seen: dict[Tensor, str] = {}
+    for name, param in zip(names, params, strict=True):
+        if (first := seen.setdefault(param, name)) is not name:
+            raise ValueError(f"{name} is {first} once more; a step may have each parameter once")
 
 
 def check_states(name: str, rule: Rule, states: Sequence[Tensor], blocks: Tensor | None, param: Tensor) -> None:

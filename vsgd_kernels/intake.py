@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import backends
 from .backends.library import Seen
-from .batch import Gradients, SampleBatch, check_grad, check_param
+from .batch import Gradients, SampleBatch, check_grad, check_once, check_param
 from .plan import ParamGroups, lists_of, param_name
 from .samples import Samples
 
@@ -68,8 +68,8 @@ class Intake:
         for backend, prepared, places in self._launches:
             own = samples if len(self._launches) == 1 else samples.some(places)
             backend.add_samples(prepared, own, [self._own[i].count for i in places])
-        for each, added in zip(self._own, self._added, strict=True):
-            each.count_more(added)
+            for i in places:  # at once, for the next device's launch may fail
+                self._own[i].count_more(self._added[i])
 
 
 def has_samples(param: Tensor) -> bool:
@@ -81,7 +81,8 @@ def find(param_groups: ParamGroups) -> list[Found]:
     """What all parameters that have a `grad_sample` or a `grad` have to be taken.
 
     Raises:
-        TypeError, ValueError: one does not fit its parameter, or they are not of as many samples.
+        TypeError, ValueError: one does not fit its parameter, they are not of as many samples, or a parameter is there
+            twice.
     """
     found = [
         Found(name, param, _samples_in(name, param))
@@ -90,6 +91,7 @@ def find(param_groups: ParamGroups) -> list[Found]:
         if param.grad is not None or has_samples(param)
         for name in [param_name(param_groups, i, j)]
     ]
+    check_once([each.name for each in found], [each.param for each in found])
     several = [each for each in found if has_samples(each.param)]
     for each in several:
         if len(each.samples) != len(several[0].samples):

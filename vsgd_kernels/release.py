@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from . import hyperparameters
-from .backends.on_device import capturing
+from . import graphs, hyperparameters
 from .plan import Scope, param_name
 from .rules import Rule
 from .stepper import Stepper
@@ -106,7 +105,7 @@ class Release:
         if self._keeping:
             self._released.discard(param)
             return
-        if capturing():
+        if graphs.capturing():
             raise RuntimeError("a CUDA graph is being captured: gradient_release=True steps in backward, outside of it")
         spot = self._spot(optimizer, param)
         if spot is None:

@@ -7,9 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from . import hyperparameters, intake, rules
+from . import graphs, hyperparameters, intake, rules
 from .backends.library import Seen
-from .backends.on_device import capturing
 from .batch import Gradients
 from .intake import Found, Intake, has_samples
 from .plan import lists_of, params_of
@@ -155,10 +154,7 @@ class SampleVSGD(VSGD):
 
     def _take_all(self) -> bool:
         """Feeds parameters all that they have; whether that was anything."""
-        if capturing():
-            raise RuntimeError(
-                "a CUDA graph is being captured, and samples are counted on the host; feed them outside of the graph"
-            )
+        _check_not_capturing()
         known = self._intake
         if known is not None and not self._are_samples_given():
             gradients = known.unchanged(self.param_groups)
@@ -226,6 +222,8 @@ class SampleVSGD(VSGD):
         self._check_scaler()
         for group in self.param_groups:
             hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
+        if self._has_accumulated() or self._are_samples_given():
+            _check_not_capturing()
         self._take_what_belongs_to_samples()
         fed = {param: samples for param, samples in self._samples.items() if samples.count}
         if not fed and all(param.grad is None for param in params_of(self.param_groups)):
@@ -247,6 +245,14 @@ class SampleVSGD(VSGD):
             for param in fed:
                 param.grad = None
         self.discard()
+
+
+def _check_not_capturing() -> None:
+    if graphs.capturing():
+        raise RuntimeError(
+            "a CUDA graph is being captured, and samples are counted on the host; feed them, and take the step that "
+            "they are for, outside of the graph"
+        )
 
 
 def _or_not_finite(found_inf: Tensor, means: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from . import graphs
 from .rules import arithmetic_dtype
 
 #: Elements of which processes bring numbers together at a time; so many take as much memory again.
@@ -63,7 +64,7 @@ class Samples:
         """The variance, which of no more than one sample is 0."""
         if self.is_old:
             self.variance.zero_()
-            self.is_old = False
+            self.is_old = graphs.capturing()  # then it becomes 0 only when the graph is replayed
         return self.variance
 
     def count_more(self, n: int) -> None:

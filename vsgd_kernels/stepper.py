@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import parameter_state
-from .backends.on_device import capturing
+from . import graphs, parameter_state
 from .batch import Gradients, check_grad, check_param
 from .clipping import clip, global_norm
 from .ops import check_scalars
@@ -103,7 +102,7 @@ class Stepper:
             norm = global_norm(params_of(scope.param_groups)) if norm is None else norm
             grad_scale, norm = clip(norm, scope.max_norm, grad_scale)
         plan.run(gradients, grad_scale, scope.found_inf)
-        if capturing():
+        if graphs.capturing():
             # The graph's replays read the plan's tables: from now on they are the graph's alone.
             self._captured.append(plan)
             self._plan = None
@@ -151,7 +150,7 @@ def _only_makes_states(scope: Scope) -> bool:
 
 def _check(scope: Scope) -> None:
     check_scalars(scope.grad_scale, scope.found_inf)
-    if not capturing():
+    if not graphs.capturing():
         return
     for op in operands_of(scope):
         if not scope.settings[op.group].capturable:

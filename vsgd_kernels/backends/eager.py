@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import reference, state_formats
+from .. import graphs, reference, state_formats
 from ..batch import Batch, Gradients, SampleBatch
 from ..formats import extra_bits, is_16_bit, load_param, master_noise, store_param
 from ..noise import Noise
 from ..philox import words
 from ..rules import arithmetic_dtype
-from .on_device import capturing
 
 
 class EagerBackend:
@@ -43,7 +42,7 @@ class EagerBackend:
         Raises:
             RuntimeError: a CUDA graph is being captured; step counts and scalars are read on the host.
         """
-        if capturing():
+        if graphs.capturing():
             raise RuntimeError(
                 "backend='eager' reads scalars on the host, so a CUDA graph cannot be made of its step()"
             )

@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import graphs
 from .table import SampleTable, Table
 
 ALIGNMENT = 16  # bytes of the widest access
-
-
-def capturing() -> bool:
-    """Whether a CUDA graph is being made of what is launched now."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def misaligned(addresses: Tensor) -> Tensor:
@@ -50,7 +46,7 @@ class OnDevice(ABC):
 
         A graph that is being captured will copy again: from memory that stays, and pinned, for torch refuses other.
         """
-        if capturing():
+        if graphs.capturing():
             host = host.pin_memory()
             self._kept.append(host)
         return to.copy_(host, non_blocking=True)
@@ -60,7 +56,7 @@ class OnDevice(ABC):
         if self.device.type != "cuda":
             return nullcontext()
         stream = torch.cuda.current_stream(self.device)
-        if stream.cuda_stream not in self._streams and not capturing():
+        if stream.cuda_stream not in self._streams and not graphs.capturing():
             self._streams.add(stream.cuda_stream)
             for tensor in self.tensors():
                 tensor.record_stream(stream)
