@@ -74,7 +74,7 @@ PyObject* look(PyObject*, PyObject* lists) {
   return Py_BuildValue("(NNN)", grads, PyByteArray_FromStringAndSize(chars(addresses), size(addresses)), seen);
 }
 
-// identities(lists and dicts) -> for each its size, and the addresses of its items or values
+// identities(lists and dicts) -> for each its size, and the addresses of its items, or keys and values
 PyObject* identities(PyObject*, PyObject* containers) {
   Words found;
   const auto add = [&](PyObject* object) { found.push_back(reinterpret_cast<int64_t>(object)); };
@@ -84,7 +84,7 @@ PyObject* identities(PyObject*, PyObject* containers) {
     Py_ssize_t i = 0;
     PyObject *key, *value;
     if (PyDict_Check(container))
-      while (PyDict_Next(container, &i, &key, &value)) add(value);
+      while (PyDict_Next(container, &i, &key, &value)) add(key), add(value);
     else
       for (const Py_ssize_t items = PyList_Size(container); i < items; ++i) add(PyList_GetItem(container, i));
   }
@@ -105,9 +105,9 @@ DLPackDLTensorFromPyObjectNoSync find_describe() {
   PyObject* capsule = tensor_type ? PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__") : nullptr;
   auto* api = capsule ? static_cast<DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api")) : nullptr;
   Py_XDECREF(torch), Py_XDECREF(nn), Py_XDECREF(capsule);  // torch keeps the table as long as the process runs
-  if (!api) return nullptr;
-  const bool known = api->header.version.major == DLPACK_MAJOR_VERSION && api->dltensor_from_py_object_no_sync;
-  if (!known) PyErr_SetString(PyExc_ImportError, "torch's DLPack functions are of another version");
+  const bool known = api && api->header.version.major == DLPACK_MAJOR_VERSION && api->dltensor_from_py_object_no_sync;
+  // Whatever is missing: as any module that cannot be imported, this one is then done without.
+  if (!known) PyErr_SetString(PyExc_ImportError, "torch's DLPack functions are of another version, or not there");
   return known ? api->dltensor_from_py_object_no_sync : nullptr;
 }
 

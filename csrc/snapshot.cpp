@@ -92,18 +92,18 @@ bool operand(PyObject* param, Same& same, Words& gradients) {
   if (!layout(impl, same)) return false;
   const int64_t address = word(impl.data());
   gradients.push_back(address);
-  return same(address ? address % 16 : -1);  // 16: ALIGNMENT in backends/device.py
+  return same(address ? address % 16 : -1);  // 16: ALIGNMENT in backends/on_device.py
 }
 
-// The values of a dict and of dicts in it, and where those are that are tensors.
+// The keys and values of a dict and of dicts in it, and where those are that are tensors.
 template <class Same>
-bool values(PyObject* dict, Same& same) {
+bool entries(PyObject* dict, Same& same) {
   if (!same(PyDict_Size(dict))) return false;
   Py_ssize_t i = 0;
   PyObject *key, *value;
   while (PyDict_Next(dict, &i, &key, &value)) {
-    if (!same(value)) return false;
-    if (PyDict_Check(value) ? !values(value, same) : is_plain(value) && !same(impl_of(value)))
+    if (!same(key) || !same(value)) return false;
+    if (PyDict_Check(value) ? !entries(value, same) : is_plain(value) && !same(impl_of(value)))
       return false;
   }
   return true;
@@ -138,7 +138,7 @@ class Snapshot {
         if (!operand(PyList_GET_ITEM(list.ptr(), i), same, gradients_)) return false;
     }
     for (const auto& dict : dicts)
-      if (!values(dict.ptr(), same)) return false;
+      if (!entries(dict.ptr(), same)) return false;
     return true;
   }
 

@@ -1,5 +1,8 @@
 """What a step finds: compiled, and as Python says it where nothing is compiled."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
@@ -87,5 +90,28 @@ def test_identities():
     a, b, c, d = (torch.zeros(1) for _ in range(4))
     same = library.identities([[a, b], {"x": c, "y": d}])
     assert library.identities([[a, b], {"x": c, "y": d}]) == same
+    assert library.identities([[a, b], {"y": c, "x": d}]) != same
     for other in ([[a, b], {"x": d, "y": c}], [[a], [b], {"x": c, "y": d}], [[a, b], {"x": c}], [[a, b, c], {"y": d}]):
         assert library.identities(other) != same
+
+
+STEP = """
+import torch, vsgd_kernels
+from vsgd_kernels.backends import library
+param = torch.nn.Parameter(torch.ones(3))
+param.grad = torch.ones(3)
+optimizer = vsgd_kernels.VSGD([param])
+optimizer.step()
+print(library._module() is None, optimizer._stepper._plan._launches[0][0].backend.name, param.tolist())
+"""
+
+
+def test_another_version_of_torchs_table():
+    """Then Python looks at tensors, and the kernels step them."""
+    without = "import torch; del torch.Tensor.__dlpack_c_exchange_api__"
+    outputs = [
+        subprocess.run([sys.executable, "-c", code + STEP], capture_output=True, text=True, check=True).stdout
+        for code in (without, "")
+    ]
+    assert outputs[0].startswith("True cpp ")
+    assert outputs[1] == outputs[0].replace("True", "False")

@@ -82,6 +82,13 @@ def alias(params, i):
     params[i] = other
 
 
+def exchange_keys(container):
+    """The same values in the same order, under each other's names."""
+    keys, values = reversed(list(container)), list(container.values())
+    container.clear()
+    container.update(zip(keys, values, strict=True))
+
+
 CHANGES = {
     "parameter elsewhere": lambda p, s: setattr(p[0], "data", p[0].data.clone()),
     "parameter transposed": lambda p, s: setattr(p[0], "data", p[0].data.view(6, 4).t()),
@@ -113,6 +120,8 @@ CHANGES = {
     "entry of a state come": lambda p, s: s[p[0]].update(own=1),
     "entry of a state that is no tensor": lambda p, s: s[p[0]].update(name="y"),
     "states exchanged": lambda p, s: s.update({p[0]: s[p[3]], p[3]: s[p[0]]}),
+    "keys of states exchanged": lambda p, s: exchange_keys(s),
+    "keys of a state exchanged": lambda p, s: exchange_keys(s[p[0]]),
     "state gone": lambda p, s: s.pop(p[4]),
 }
 

@@ -130,8 +130,8 @@ Container = list[Any] | dict[Any, Any]
 
 
 def contents(container: Container) -> list[Any]:
-    """A list's items or a dict's values."""
-    return list(container.values()) if isinstance(container, dict) else list(container)
+    """A list's items, or a dict's keys and values."""
+    return [*chain.from_iterable(container.items())] if isinstance(container, dict) else list(container)
 
 
 def identities(containers: list[Container]) -> object:
