@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,8 @@ except ImportError:
     setup()
     sys.exit()
 
+# Free-threaded Pythons have none: there the module does not compile, and the package is installed without.
+HAS_LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 CUDA_REQUEST = os.environ.get("VSGD_KERNELS_CUDA")  # "1", "0", or None: as torch has it
 # Machine code for these, and PTX of the last for what comes after it.
 LISTED = re.findall(r"(\d+)\.(\d)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
@@ -93,7 +96,7 @@ extension = CppExtension(
         ],
     },
     extra_link_args=[],
-    py_limited_api=True,
+    py_limited_api=HAS_LIMITED_API,
 )
 snapshot = CppExtension(
     "vsgd_kernels._snapshot",
@@ -138,5 +141,5 @@ class OptionalBuild(BuildExtension):
 setup(
     ext_modules=[extension, snapshot],
     cmdclass={"build_ext": OptionalBuild.with_options(use_ninja=cpp_extension.is_ninja_available())},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if HAS_LIMITED_API else {},
 )

@@ -1,4 +1,4 @@
-// Registration of what Python calls; nothing else.
+// What Python calls: its tensors as pointers, and its registration.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -24,6 +24,8 @@ const vsgd::Row* rows_of(const Tensor& rows) {
 
 const float* scalar_of(const std::optional<Tensor>& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
+void check_known(bool known, const std::string& rule) { STD_TORCH_CHECK(known, "rule: unknown ", rule); }
+
 int64_t best_isa() { return int64_t(vsgd::detect_isa()); }
 
 vsgd::Isa isa_of(const std::string& name) {
@@ -46,8 +48,7 @@ void step_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, co
   const vsgd::CpuStep step{batch_of(rows, grads, layouts, isa),
                            hyper.const_data_ptr<double>(),
                            {scalar_of(grad_scale), scalar_of(found_inf)}};
-  const bool known = vsgd::step_cpu(rule, step);
-  STD_TORCH_CHECK(known, "rule: unknown ", rule);
+  check_known(vsgd::step_cpu(rule, step), rule);
 }
 
 double norm_cpu(const Tensor& rows, const Tensor& grads, const Tensor& layouts, std::string isa) {
@@ -86,9 +87,9 @@ void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts,
                         chunk};
   const vsgd::Kind kind = kind_of(std::move(rule), dtype, path, format);
 #ifdef USE_CUDA
-  if (rows.is_cuda()) return vsgd::step_on_cuda(step, kind, rows.get_device_index());
+  if (rows.is_cuda()) return check_known(vsgd::step_on_cuda(step, kind, rows.get_device_index()), kind.rule);
 #endif
-  vsgd::step_on_host(step, kind);
+  check_known(vsgd::step_on_host(step, kind), kind.rule);
 }
 
 void count_device(const Tensor& rows, const Tensor& hyper, Tensor scalars, std::optional<Tensor> found_inf,
@@ -97,9 +98,9 @@ void count_device(const Tensor& rows, const Tensor& hyper, Tensor scalars, std::
                           rows.size(0)};
   const vsgd::Kind kind = kind_of(std::move(rule), dtype, 0, 0);
 #ifdef USE_CUDA
-  if (rows.is_cuda()) return vsgd::count_on_cuda(count, kind, rows.get_device_index());
+  if (rows.is_cuda()) return check_known(vsgd::count_on_cuda(count, kind, rows.get_device_index()), kind.rule);
 #endif
-  vsgd::count_on_host(count, kind);
+  check_known(vsgd::count_on_host(count, kind), kind.rule);
 }
 
 void add_samples_device(const Tensor& rows, const Tensor& samples, const Tensor& counts, const Tensor& layouts,

@@ -35,23 +35,25 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const Count count) {
 
 }  // namespace
 
-void step_on_cuda(const Step& step, const Kind& kind, int32_t device) {
+bool step_on_cuda(const Step& step, const Kind& kind, int32_t device) {
   const DeviceGuard guard(device);
-  dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
+  const bool known = dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
     step_kernel<typename decltype(rule)::type, typename decltype(param)::type, decltype(format)::value,
                 decltype(path)::value>
         <<<unsigned(step.chunks), kThreads, 0, current_stream(device)>>>(step);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return known;
 }
 
-void count_on_cuda(const Count& count, const Kind& kind, int32_t device) {
+bool count_on_cuda(const Count& count, const Kind& kind, int32_t device) {
   const DeviceGuard guard(device);
-  dispatch(kind, [&](auto rule, auto param, auto, auto) {
+  const bool known = dispatch(kind, [&](auto rule, auto param, auto, auto) {
     count_kernel<typename decltype(rule)::type, typename decltype(param)::type>
         <<<unsigned((count.tensors + kThreads - 1) / kThreads), kThreads, 0, current_stream(device)>>>(count);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return known;
 }
 
 }  // namespace vsgd

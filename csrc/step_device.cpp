@@ -7,8 +7,8 @@
 
 namespace vsgd {
 
-void step_on_host(const Step& step, const Kind& kind) {
-  dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
+bool step_on_host(const Step& step, const Kind& kind) {
+  return dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
     for (int64_t chunk = 0; chunk < step.chunks; ++chunk)
       for (int warp = 0; warp < kWarps; ++warp)
         step_warp<typename decltype(rule)::type, typename decltype(param)::type, decltype(format)::value,
@@ -16,8 +16,8 @@ void step_on_host(const Step& step, const Kind& kind) {
   });
 }
 
-void count_on_host(const Count& count, const Kind& kind) {
-  dispatch(kind, [&](auto rule, auto param, auto, auto) {
+bool count_on_host(const Count& count, const Kind& kind) {
+  return dispatch(kind, [&](auto rule, auto param, auto, auto) {
     for (int64_t tensor = 0; tensor < count.tensors; ++tensor)
       count_tensor<typename decltype(rule)::type, typename decltype(param)::type>(count, tensor);
   });

@@ -41,10 +41,11 @@ struct Count {
   int64_t tensors;
 };
 
-void step_on_host(const Step& step, const Kind& kind);
-void count_on_host(const Count& count, const Kind& kind);
-void step_on_cuda(const Step& step, const Kind& kind, int32_t device);
-void count_on_cuda(const Count& count, const Kind& kind, int32_t device);
+// All are false where there is no such rule.
+bool step_on_host(const Step& step, const Kind& kind);
+bool count_on_host(const Count& count, const Kind& kind);
+bool step_on_cuda(const Step& step, const Kind& kind, int32_t device);
+bool count_on_cuda(const Count& count, const Kind& kind, int32_t device);
 
 // A copy field by field: of addresses that it copies as a whole nvcc does not see that they are the device's memory's, and
 // compiles generic accesses.

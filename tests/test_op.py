@@ -148,6 +148,7 @@ def test_float64_has_no_coded_states(style, generator, backend):
         ({"hyper": torch.zeros(1, 3, dtype=torch.float64)}, ValueError, r"hyper must be float64 .*\(1, 3\)"),
         ({"hyper": torch.zeros(1, 9)}, ValueError, "hyper must be float64 .*torch.float32"),
         ({"grad_scale": torch.zeros((), dtype=torch.float64)}, TypeError, "grad_scale must be float32 .*torch.float64"),
+        ({"seed": -5}, ValueError, r"seed must be at least 0 and below 2\^63, got -5"),
         ({"found_inf": torch.zeros(2)}, TypeError, r"found_inf must be float32 of 1 element.*\(2,\)"),
     ],
 )

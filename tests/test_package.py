@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import vsgd_kernels
 from vsgd_kernels import VSGD, __main__, backends, memory
 from vsgd_kernels.formats import MASTER_WEIGHTS
 from vsgd_kernels.state_formats import FORMATS
@@ -32,7 +31,6 @@ def leaf():
 def test_the_fused_kernel_is_what_runs():
     """Not a fallback: the suite would otherwise compare the reference with itself."""
     assert chosen_by(VSGD([leaf()])) == {"cpp"}
-    assert Path(vsgd_kernels.__file__).parent in (ROOT / "vsgd_kernels", Path(vsgd_kernels.__file__).parent)
 
 
 def test_argument_then_variable_then_availability(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from tests.cases import (
     CASES,
     SIZES,
+    assert_same_bits,
     assert_stepped,
     each_isa,
     extreme_gradients,
@@ -13,6 +14,8 @@ from tests.cases import (
     layouts,
     master_of,
     reference_step,
+    step_counts,
+    train,
 )
 from vsgd_kernels.batch import DTYPES
 
@@ -84,6 +87,32 @@ def test_mixed_dtypes_and_groups(case, backend, generator):
 def test_settings(case, backend, generator, change):
     params = [torch.nn.Parameter(torch.randn(300, generator=generator))]
     check_steps(case.optimizer(params, **{**case.settings, **change}, backend=backend), params, generator)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.0])
+def test_the_sign_of_a_learning_rate_of_zero(case, backend, lr):
+    """It does not decide what becomes of parameters of -0."""
+    param = torch.nn.Parameter(torch.tensor([-0.0, 0.0, 1.0]))
+    optimizer = case.optimizer([param], lr=lr, backend=backend)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert_same_bits([param], [torch.tensor([-0.0, 0.0, 1.0])])
+    assert param.signbit().tolist() == [True, False, False]
+
+
+def test_more_steps_than_float32_counts(case, backend, generator):
+    """The count stays, and with it the scalars, which float64 parameters tell apart."""
+    outcomes = []
+    for name in ("cpp", backend):
+        generator.manual_seed(1)
+        params = [torch.nn.Parameter(torch.randn(30, generator=generator, dtype=torch.float64))]
+        optimizer = case.optimizer(params, lr=1e-2, backend=name)
+        train(optimizer, params, generator, 1)
+        optimizer.state[params[0]]["step"].fill_(2**24 - 2)
+        train(optimizer, params, generator, 4)
+        assert step_counts(optimizer, params) == [2**24]
+        outcomes.append([*params, *(optimizer.state[params[0]][key] for key in optimizer.rule.states)])
+    assert_same_bits(*outcomes)
 
 
 @pytest.mark.engine

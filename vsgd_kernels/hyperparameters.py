@@ -107,15 +107,20 @@ def _settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     if (masters := group.get("master_weights", DEFAULT_MASTER_WEIGHTS)) not in tuple(MASTER_WEIGHTS):
         expected = ", ".join(map(repr, MASTER_WEIGHTS))
         raise ValueError(f"master_weights must be one of {expected}, got {masters!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed must be an int, got {seed!r}")
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed must be at least 0 and below 2^63, got {seed!r}")
+    check_seed(seed)
     # A number, and a tensor on the CPU beside parameters elsewhere, is read by the host.
     params_device = next((param.device for param in group.get("params", ())), None)
     if capturable and isinstance(lr, Tensor) and lr.numel() == 1 and lr.device == params_device:
         return Settings(row(names, {**group, "lr": 0.0}), capturable, lr, state_format, seed, masters)
     return Settings(row(names, group), capturable, None, state_format, seed, masters)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises TypeError or ValueError where it is not a whole number below `SEEDS`."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed must be at least 0 and below 2^63, got {seed!r}")
 
 
 def number(name: str, value: Any) -> float:
@@ -192,6 +197,6 @@ def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
 
 def _float(value: Any) -> float:
     try:
-        return float(value)
+        return float(value) + 0.0  # of -0 that makes 0, for the caches take the one for the other
     except OverflowError:  # an integer beyond float64 is as good as infinite
         return math.inf

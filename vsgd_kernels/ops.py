@@ -9,6 +9,7 @@ from . import backends, state_formats
 from .backends.library import increment_versions
 from .batch import Batch, Gradients
 from .formats import is_16_bit
+from .hyperparameters import check_seed
 from .rules import RULES, Rule, arithmetic_dtype, widest
 
 
@@ -115,6 +116,7 @@ def step(
     if not params:
         return
     check_scalars(grad_scale, found_inf)
+    check_seed(seed)
     names = [f"params[{i}]" for i in range(len(params))]
     n = len(params)
     for i in without_low or ():

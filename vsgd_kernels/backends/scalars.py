@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-
-#: that float32 counts one by one
-MOST_STEPS = 2**24
+from ..rules import rounded
 
 
 class HostScalars:
@@ -44,7 +42,7 @@ class HostScalars:
             self._share()
         self._steps += 1
         self._expected = bytes(self._bytes)
-        self._counts = [min(count, MOST_STEPS) + 1 for count in self._counts]
+        self._counts = [rounded(count + 1, torch.float32) for count in self._counts]  # as the tensors do
         return changed
 
     def of(self, dtype: torch.dtype) -> Tensor:
