@@ -1,6 +1,6 @@
 // The Python module `_C`: what the host asks of a thousand tensors before each step, and Python takes longer to answer
 // than the step takes. It uses Python's limited API and, to look at tensors, DLPack's table of functions, which torch
-// offers to others for this: neither changes from version to version. backends/library.py says the same in Python.
+// offers to others for this: neither changes from version to version. backends/seen.py says the same in Python.
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
@@ -74,7 +74,7 @@ PyObject* look(PyObject*, PyObject* lists) {
   return Py_BuildValue("(NNN)", grads, PyByteArray_FromStringAndSize(chars(addresses), size(addresses)), seen);
 }
 
-// identities(lists and dicts) -> for each its size, and the addresses of its items, or keys and values
+// identities(lists and dicts) -> for each its size, and the addresses of its items, or keys and values but for dicts
 PyObject* identities(PyObject*, PyObject* containers) {
   Words found;
   const auto add = [&](PyObject* object) { found.push_back(reinterpret_cast<int64_t>(object)); };
@@ -84,7 +84,10 @@ PyObject* identities(PyObject*, PyObject* containers) {
     Py_ssize_t i = 0;
     PyObject *key, *value;
     if (PyDict_Check(container))
-      while (PyDict_Next(container, &i, &key, &value)) add(key), add(value);
+      while (PyDict_Next(container, &i, &key, &value)) {
+        add(key);
+        if (!PyDict_Check(value)) add(value);
+      }
     else
       for (const Py_ssize_t items = PyList_Size(container); i < items; ++i) add(PyList_GetItem(container, i));
   }

@@ -25,10 +25,14 @@ Places places_of(const c10::TensorImpl& t) {
   return {&t, reinterpret_cast<const char*>(&t) + 128, t.unsafe_storage().unsafeGetStorageImpl()};
 }
 
-// Takes down what is seen, and gives the objects to somebody who keeps them, so that no other comes to their addresses.
+using Weak = c10::weak_intrusive_ptr<c10::TensorImpl>;
+
+// Takes down what is seen. Objects are given to somebody who keeps them, so that no other comes to their addresses; of
+// tensors in dicts only the addresses are kept from others, so that whoever drops a state has its memory back.
 struct Writer {
   Words& words;
   std::vector<Places>& places;
+  std::vector<Weak>& weak;
   py::list& kept;
 
   bool operator()(int64_t seen) { return words.push_back(seen), true; }
@@ -39,6 +43,10 @@ struct Writer {
   bool operator()(c10::TensorImpl& t) {
     places.push_back(places_of(t));
     return (*this)(word(t.mutable_data()));
+  }
+  bool in_dict(const at::Tensor& t) {
+    weak.emplace_back(t.getIntrusivePtr());
+    return (*this)(word(t.unsafeGetTensorImpl())) && (*this)(*t.unsafeGetTensorImpl());
   }
 };
 
@@ -53,6 +61,9 @@ struct Reader {
     __builtin_prefetch(ahead->begin), __builtin_prefetch(ahead->middle), __builtin_prefetch(ahead->storage);
     ++ahead;
     return (*this)(word(t.mutable_data()));
+  }
+  bool in_dict(const at::Tensor& t) {
+    return (*this)(word(t.unsafeGetTensorImpl())) && (*this)(*t.unsafeGetTensorImpl());
   }
 };
 
@@ -81,7 +92,7 @@ bool layout(const c10::TensorImpl& t, Same& same) {
 
 // A parameter, and its gradient if it has one.
 template <class Same>
-bool operand(PyObject* param, Same& same, Words& gradients) {
+bool operand(PyObject* param, Same& same, int64_t alignment, Words& gradients) {
   if (!same(param)) return false;
   if (!is_plain(param)) throw std::invalid_argument("no tensor");
   const at::Tensor& grad = impl_of(param).grad();
@@ -92,7 +103,7 @@ bool operand(PyObject* param, Same& same, Words& gradients) {
   if (!layout(impl, same)) return false;
   const int64_t address = word(impl.data());
   gradients.push_back(address);
-  return same(address ? address % 16 : -1);  // 16: ALIGNMENT in backends/on_device.py
+  return same(address ? address % alignment : -1);
 }
 
 // The keys and values of a dict and of dicts in it, and where those are that are tensors.
@@ -102,17 +113,19 @@ bool entries(PyObject* dict, Same& same) {
   Py_ssize_t i = 0;
   PyObject *key, *value;
   while (PyDict_Next(dict, &i, &key, &value)) {
-    if (!same(key) || !same(value)) return false;
-    if (PyDict_Check(value) ? !entries(value, same) : is_plain(value) && !same(impl_of(value)))
-      return false;
+    if (!same(key)) return false;
+    const bool known = PyDict_Check(value) ? entries(value, same)
+                       : is_plain(value)   ? same.in_dict(THPVariable_Unpack(value))
+                                           : same(value);
+    if (!known) return false;
   }
   return true;
 }
 
 class Snapshot {
  public:
-  Snapshot(const py::list& lists, const py::list& dicts, py::list kept) {
-    Writer writer{seen_, places_, kept};
+  Snapshot(const py::list& lists, const py::list& dicts, py::list kept, int64_t alignment) : alignment_(alignment) {
+    Writer writer{seen_, places_, weak_, kept};
     look(lists, dicts, writer);
     places_.resize(places_.size() + kAhead);
   }
@@ -135,15 +148,17 @@ class Snapshot {
     for (const auto& list : lists) {
       if (!PyList_Check(list.ptr()) || !same(PyList_GET_SIZE(list.ptr()))) return false;
       for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i)
-        if (!operand(PyList_GET_ITEM(list.ptr(), i), same, gradients_)) return false;
+        if (!operand(PyList_GET_ITEM(list.ptr(), i), same, alignment_, gradients_)) return false;
     }
     for (const auto& dict : dicts)
       if (!entries(dict.ptr(), same)) return false;
     return true;
   }
 
+  const int64_t alignment_;
   Words seen_, gradients_;
   std::vector<Places> places_;
+  std::vector<Weak> weak_;
 };
 
 void increment_versions(const py::list& tensors) {
@@ -156,7 +171,7 @@ void increment_versions(const py::list& tensors) {
 PYBIND11_MODULE(_snapshot, m) {
   m.attr("torch_version") = VSGD_TORCH_VERSION;
   py::class_<Snapshot>(m, "Snapshot", py::module_local())
-      .def(py::init<const py::list&, const py::list&, py::list>())
+      .def(py::init<const py::list&, const py::list&, py::list, int64_t>())
       .def("gradients", &Snapshot::gradients);
   m.def("increment_versions", &increment_versions);
 }

@@ -105,11 +105,11 @@ def backend(request):
 
 @pytest.fixture(params=["compiled for this torch", "compiled", "python"])
 def looks(request, monkeypatch):
-    """Who notices that something has changed: each of `library`'s ways."""
+    """Who notices that something has changed: each of `seen`'s ways."""
     if request.param != "compiled for this torch":
-        monkeypatch.setattr(library, "_exact", lambda: None)
+        monkeypatch.setattr(library, "module_of_this_torch", lambda: None)
     if request.param == "python":
-        monkeypatch.setattr(library, "_module", lambda: None)
+        monkeypatch.setattr(library, "module", lambda: None)
 
 
 @pytest.fixture

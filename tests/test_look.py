@@ -8,14 +8,15 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 from vsgd_kernels.backends import library
+from vsgd_kernels.backends.seen import identities, look
 
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)
 def implementation(request, monkeypatch):
     if request.param == "python":
-        monkeypatch.setattr(library, "_module", lambda: None)
+        monkeypatch.setattr(library, "module", lambda: None)
     else:
-        assert library._module() is not None
+        assert library.module() is not None
 
 
 @pytest.fixture
@@ -29,19 +30,19 @@ def params():
 
 
 def test_gradients(params):
-    seen = library.look([params[:2], params[2:]])
+    seen = look([params[:2], params[2:]])
     grads = [param.grad for param in params if param.grad is not None]
     assert [id(grad) for grad in seen.tensors] == [id(grad) for grad in grads]
     assert seen.addresses.tolist() == [grad.data_ptr() for grad in grads]
-    assert library.look([params[2:3]]).addresses.tolist() == []
+    assert look([params[2:3]]).addresses.tolist() == []
 
 
 def test_only_addresses_of_gradients_may_change(params):
-    before = library.look([params])
+    before = look([params])
     kept = [param.grad for param in params]
     for param in (*params[:2], *params[3:]):
         param.grad = torch.zeros_like(param)
-    after = library.look([params])
+    after = look([params])
     assert after.layouts == before.layouts
     assert after.layouts is not None
     assert after.addresses.tolist() != before.addresses.tolist()
@@ -66,9 +67,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes(params, change):
-    before = library.look([params]).layouts
+    before = look([params]).layouts
     CHANGES[change](params)
-    assert library.look([params]).layouts != before
+    assert look([params]).layouts != before
 
 
 WITHOUT_MEMORY = {
@@ -81,28 +82,33 @@ WITHOUT_MEMORY = {
 @pytest.mark.parametrize("grad", WITHOUT_MEMORY.values(), ids=list(WITHOUT_MEMORY))
 def test_gradient_without_memory(params, grad):
     params[2].grad = grad
-    seen = library.look([params])
+    seen = look([params])
     assert seen.layouts is None
     assert seen.tensors[2] is grad
 
 
 def test_identities():
     a, b, c, d = (torch.zeros(1) for _ in range(4))
-    same = library.identities([[a, b], {"x": c, "y": d}])
-    assert library.identities([[a, b], {"x": c, "y": d}]) == same
-    assert library.identities([[a, b], {"y": c, "x": d}]) != same
+    same = identities([[a, b], {"x": c, "y": d}])
+    assert identities([[a, b], {"x": c, "y": d}]) == same
+    assert identities([[a, b], {"y": c, "x": d}]) != same
+    # Dicts in a dict are looked at by themselves.
+    assert identities([{"x": {}, "y": c}]) == identities(
+        [{"x": {}, "y": c}]
+    )
     for other in ([[a, b], {"x": d, "y": c}], [[a], [b], {"x": c, "y": d}], [[a, b], {"x": c}], [[a, b, c], {"y": d}]):
-        assert library.identities(other) != same
+        assert identities(other) != same
 
 
 STEP = """
 import torch, vsgd_kernels
 from vsgd_kernels.backends import library
+from vsgd_kernels.backends.seen import identities, look
 param = torch.nn.Parameter(torch.ones(3))
 param.grad = torch.ones(3)
 optimizer = vsgd_kernels.VSGD([param])
 optimizer.step()
-print(library._module() is None, optimizer._stepper._plan._launches[0][0].backend.name, param.tolist())
+print(library.module() is None, optimizer._stepper._plan._launches[0][0].backend.name, param.tolist())
 """
 
 

@@ -2,12 +2,13 @@
 
 import gc
 import weakref
+from collections import defaultdict
 
 import pytest
 import torch
 
 from tests.cases import CODED, assert_same_bits, check_step, gradient, make_params, step_counts, train
-from vsgd_kernels import VSGD, state_formats
+from vsgd_kernels import VSGD, graphs, state_formats
 from vsgd_kernels.state_formats import FORMATS
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("looks")]
@@ -119,6 +120,57 @@ def test_state_replaced_as_a_whole(case, backend, generator):
     optimizer.state.clear()
     check_step(optimizer, params)
     assert step_counts(optimizer, params) == [1, 1, 1]
+
+
+DROPS = {
+    "moved": lambda o: [entries.update({k: v.clone() for k, v in entries.items()}) for entries in o.state.values()],
+    "one dropped": lambda o: o.state.pop(next(iter(o.state))),
+    "all dropped": lambda o: o.state.clear(),
+    "replaced": lambda o: setattr(o, "state", defaultdict(dict)),
+}
+
+
+@pytest.mark.parametrize("how", DROPS)
+@pytest.mark.parametrize("gradient_release", [False, True])
+def test_states_that_are_dropped(case, backend, generator, how, gradient_release, request):
+    """As those are that wait in the host's memory between two phases of training: theirs is free at once.
+
+    But not where no module is compiled for this torch: there when the next step has found out.
+    """
+    params = [torch.nn.Parameter(torch.randn(state_formats.SMALLEST, generator=generator)) for _ in range(2)]
+    settings = {"state_format": "q8", "gradient_release": gradient_release}
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend, **settings)
+
+    def step():
+        sum(param.square().sum() for param in params).backward()
+        optimizer.step()
+
+    for _ in range(2):
+        step()
+    known = {id(value): weakref.ref(value) for entries in optimizer.state.values() for value in entries.values()}
+    DROPS[how](optimizer)
+    kept = {id(value) for entries in optimizer.state.values() for value in entries.values()}
+    dropped = [ref for number, ref in known.items() if number not in kept]
+    if backend == "eager" or "compiled for this torch" not in request.node.name:
+        step()
+    gc.collect()
+    assert dropped
+    assert not any(ref() is not None for ref in dropped)
+
+
+def test_a_graph_keeps_what_it_steps(monkeypatch):
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = VSGD([param], lr=1e-2, capturable=True)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    with monkeypatch.context() as there:
+        there.setattr(graphs, "capturing", lambda: True)
+        optimizer.step()
+    known = weakref.ref(optimizer.state[param]["mug"])
+    optimizer.state.clear()
+    optimizer.step()
+    gc.collect()
+    assert known() is not None
 
 
 def test_gradients_are_not_kept(case, backend, generator):

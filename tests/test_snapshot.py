@@ -8,6 +8,7 @@ import torch
 from tests.cases import misaligned
 from vsgd_kernels import __main__
 from vsgd_kernels.backends import library
+from vsgd_kernels.backends.seen import Seen
 
 
 @pytest.fixture
@@ -47,20 +48,20 @@ def test_what_is_not_there(tmp_path, monkeypatch, missing):
         there.setattr(library, "_FOLDER", tmp_path)
         if missing == "this torch":
             there.setattr(torch, "__version__", "9.9")
-        why = library.why_not_exact.__wrapped__()
+        why = library.why_not_of_this_torch.__wrapped__()
     assert re.search(reason, why)
-    monkeypatch.setattr(library, "why_not_exact", lambda: why)
-    assert library._exact.__wrapped__() is None
+    monkeypatch.setattr(library, "why_not_of_this_torch", lambda: why)
+    assert library.module_of_this_torch.__wrapped__() is None
     assert f"step checks   slower: {why}" in __main__.environment().splitlines()
 
 
 def test_this_torch_is_the_one_compiled_for():
-    assert library._exact() is not None
+    assert library.module_of_this_torch() is not None
 
 
 def test_gradients_may_be_others(params, state):
     lists, dicts = [params[:2], params[2:]], [state, {}]
-    snapshot = library.Snapshot(lists, dicts)
+    snapshot = Seen(lists, dicts)
     assert snapshot.gradients(lists, dicts).addresses.tolist() == addresses(params)
     kept = [param.grad for param in params]
     for param in (*params[:2], *params[3:]):
@@ -68,7 +69,7 @@ def test_gradients_may_be_others(params, state):
     found = snapshot.gradients([list(group) for group in lists], [dict(state), {}])  # other lists of the same
     assert found.addresses.tolist() == addresses(params)
     assert found.addresses.tolist() != [grad.data_ptr() for grad in kept if grad is not None]
-    assert library.Snapshot([params[2:3]], []).gradients([params[2:3]], []).addresses.tolist() == []
+    assert Seen([params[2:3]]).gradients([params[2:3]]).addresses.tolist() == []
 
 
 class Own(torch.nn.Parameter):
@@ -129,26 +130,34 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes(params, state, change):
     """Each is noticed, and at the first look; a snapshot that is taken then finds what is there."""
-    snapshot = library.Snapshot([params], [state])
+    snapshot = Seen([params], [state], alignment=16)
+    assert not snapshot.keeps_states
     assert snapshot.gradients([params], [state]) is not None
     CHANGES[change](params, state)
     assert snapshot.gradients([params], [state]) is None
 
 
 def test_more_and_fewer(params, state):
-    snapshot = library.Snapshot([params], [state])
+    snapshot = Seen([params], [state])
     for lists, dicts in (([], [state]), ([params, []], [state]), ([params], []), ([params], [state, {}])):
         assert snapshot.gradients(lists, dicts) is None
 
 
 @pytest.mark.parametrize("where", ["parameter", "state"])
 def test_classes_of_their_own(params, state, where):
-    """Their memory and their gradients may be anywhere: of them nothing is known."""
+    """Their memory and their gradients may be anywhere: they are looked at as where no module is compiled."""
     if where == "parameter":
         params[2] = Own(torch.ones(3))
     else:
         state[params[0]]["mug"] = Own(torch.ones(3))
-    assert library.Snapshot([params], [state]).gradients([params], [state]) is None
+    assert Seen([params], [state]).keeps_states
+
+
+def test_another_alignment(params):
+    """It matters where somebody says so."""
+    seen = [Seen([params]), Seen([params], alignment=16)]
+    params[0].grad = misaligned(params[0].grad)
+    assert [each.gradients([params]) is None for each in seen] == [False, True]
 
 
 def test_versions():

@@ -26,7 +26,7 @@ def environment() -> str:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = "not installed"
-    slower = library.why_not_exact()
+    slower = library.why_not_of_this_torch()
     lines = [
         f"vsgd_kernels  {__version__}",
         f"torch         {torch.__version__}, {torch.get_num_threads()} threads",

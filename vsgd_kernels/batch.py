@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +88,15 @@ class Batch:
     def keys(self) -> list[int]:
         """For each parameter what its states are rounded by."""
         return list(map(tensor_key, self.seeds, self.places))
+
+    def operands(self) -> list[Tensor]:
+        """What a step reads and writes beside parameters and gradients."""
+        sometimes = (tensor for tensor in (*self.lows, *self.blocks, *self.variances) if tensor is not None)
+        return [*chain.from_iterable(self.states), *self.steps, *sometimes]
+
+    def let_go(self) -> None:
+        """Forgets them: whoever drops a state has its memory back."""
+        self.lows, self.states, self.steps, self.blocks, self.variances = [], [], [], [], []
 
     def read_hyper(self) -> Tensor:
         """`hyper` with the learning rates of `lrs` in it; waits for their device."""

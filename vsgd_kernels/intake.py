@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import backends
-from .backends.library import Seen
+from .backends.seen import Seen
 from .batch import Gradients, SampleBatch, check_grad, check_once, check_param
 from .plan import ParamGroups, lists_of, param_name
 from .samples import Samples
@@ -56,8 +56,9 @@ class Intake:
 
     def watch(self, param_groups: ParamGroups) -> None:
         """Has `unchanged` know the groups, all of whose gradients are what it adds."""
-        if all(backend.name != "eager" for backend, _, _ in self._launches):  # which takes tensors, not addresses
-            self._seen = Seen(lists_of(param_groups))
+        if all(backend.takes_addresses for backend, _, _ in self._launches):
+            alignment = max(backend.alignment for backend, _, _ in self._launches)
+            self._seen = Seen(lists_of(param_groups), alignment=alignment)
 
     def unchanged(self, param_groups: ParamGroups) -> Gradients | None:
         """The gradients, where it is known that they are of the same parameters as then, and lie alike."""

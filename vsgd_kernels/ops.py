@@ -27,10 +27,6 @@ class Launch:
         self._prepared = self.backend.prepare(batch, grads)
         self._widest = widest(arithmetic_dtype(param.dtype) for param in batch.params)
 
-    def is_current(self) -> bool:
-        """Whether what was prepared is still where it was; where not, the launch must be made anew."""
-        return self.backend.is_current(self._prepared)
-
     def norm(self, grads: Gradients) -> Tensor | None:
         """The norm of all gradients, of the widest dtype that one is computed in; None if torch is to find it."""
         norm = self.backend.norm(self._prepared, grads)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.library import Container, Snapshot, contents, identities, look
+from .backends.seen import Seen, look
 from .batch import Batch, Gradients
 from .formats import low_dtype
 from .hyperparameters import SEEDS, Settings
@@ -91,8 +91,7 @@ def param_name(param_groups: ParamGroups, group: int, i: int) -> str:
 class Plan:
     """One launch for each device on which a parameter has a gradient, and there one for all that are capturable.
 
-    A step that finds the same tensors again reuses the plan. For a thousand small tensors, finding that out costs more
-    than stepping them, so it is done for all of them in one call (`unchanged`), or else in few (`serves`).
+    A step that finds the same tensors again reuses the plan.
 
     Args:
         rule: the update rule.
@@ -107,9 +106,9 @@ class Plan:
         state, settings, variances, parts = scope.state, scope.settings, scope.variances, scope.parts
         operands = list(operands_of(scope))
         distances = [parts[op.param].seed if op.param in parts else 0 for op in operands]
-        self._states = [state[op.param] for op in operands]
+        states = [state[op.param] for op in operands]
         with_low = [low_dtype(settings[op.group].master_weights, op.param.dtype) is not None for op in operands]
-        for op, own, has_low in zip(operands, self._states, with_low, strict=True):
+        for op, own, has_low in zip(operands, states, with_low, strict=True):
             keys = ("step", *keys_in(own, rule), *(("low",) if has_low else ()))
             if missing := [key for key in keys if key not in own]:
                 raise ValueError(f"state of {op.name} has no {missing[0]!r}")
@@ -122,12 +121,12 @@ class Plan:
                 rule,
                 [operands[i].name for i in indices],
                 [operands[i].param for i in indices],
-                [self._states[i]["low"] if with_low[i] else None for i in indices],
-                [tuple(stored(self._states[i], rule)) for i in indices],
-                [self._states[i]["step"] for i in indices],
+                [states[i]["low"] if with_low[i] else None for i in indices],
+                [tuple(stored(states[i], rule)) for i in indices],
+                [states[i]["step"] for i in indices],
                 self._hyper,
                 [operands[i].group for i in indices],
-                [self._states[i].get(BLOCKS) for i in indices],
+                [states[i].get(BLOCKS) for i in indices],
                 [(settings[operands[i].group].seed + distances[i]) % SEEDS for i in indices],
                 [operands[i].place for i in indices],
                 [variances.get(operands[i].param) for i in indices],
@@ -135,45 +134,30 @@ class Plan:
                 {group: lr for group, lr in lrs.items() if any(operands[i].group == group for i in indices)},
             )
             self._launches.append((Launch(batch, [operands[i].grad for i in indices], backend), indices))
-        self._layouts = gradients_of(scope.param_groups).layouts
-        self._kept = list(map(contents, self._containers(scope)))
-        self._identities = identities(self._containers(scope))
-        self._snapshot: Snapshot | None = None
-        if all(launch.is_current() for launch, _ in self._launches):  # eager's never are
-            self._take_snapshot(scope)
+        self._seen = self._see(scope)
+
+    def _see(self, scope: Scope) -> Seen | None:
+        """What would have to be found again; None where what is prepared does not serve again."""
+        if not all(launch.backend.takes_addresses for launch, _ in self._launches):
+            return None
+        batches = [launch.batch for launch, _ in self._launches]
+        moving = [tensor for batch in batches for tensor in batch.operands()]
+        alignment = max((launch.backend.alignment for launch, _ in self._launches), default=1)
+        seen = Seen(lists_of(scope.param_groups), [scope.state, scope.variances], moving, alignment)
+        if not seen.keeps_states:
+            for batch in batches:
+                batch.let_go()
+        return seen
 
     def unchanged(self, scope: Scope) -> Gradients | None:
-        """The step's gradients, if the plan can `run` on them; None where that is not known, and `serves` must tell."""
-        if self._snapshot is None or not all(map(Settings.fits, scope.settings, self._settings)):
+        """The step's gradients, if the plan is known to serve for them; it has taken the hyperparameters then."""
+        if self._seen is None or not all(map(Settings.fits, scope.settings, self._settings)):
             return None
-        gradients = self._snapshot.gradients(lists_of(scope.param_groups), [scope.state, scope.variances])
-        if gradients is not None:
-            self._take_settings(scope.settings)
+        gradients = self._seen.gradients(lists_of(scope.param_groups), [scope.state, scope.variances])
+        if gradients is not None and any(map(_rows_differ, scope.settings, self._settings)):
+            self._settings = scope.settings
+            self._hyper.copy_(_hyper(scope.settings))
         return gradients
-
-    def serves(self, scope: Scope, gradients: Gradients) -> bool:
-        """Whether the plan can `run` on what there is now; if so it has taken the hyperparameters."""
-        settings = scope.settings
-        if not (
-            all(map(Settings.fits, settings, self._settings))
-            and gradients.layouts is not None
-            and gradients.layouts == self._layouts
-            and not any(map(Tensor.is_neg, gradients.tensors))
-            and identities(self._containers(scope)) == self._identities
-            and all(launch.is_current() for launch, _ in self._launches)
-        ):
-            return False
-        self._take_settings(settings)
-        self._take_snapshot(scope)
-        return True
-
-    def _take_settings(self, settings: list[Settings]) -> None:
-        if any(new.row != old.row for new, old in zip(settings, self._settings, strict=True)):
-            self._settings = settings
-            self._hyper.copy_(_hyper(settings))
-
-    def _take_snapshot(self, scope: Scope) -> None:
-        self._snapshot = Snapshot(lists_of(scope.param_groups), [scope.state, scope.variances])
 
     def norm(self, gradients: Gradients) -> Tensor | None:
         """The 2-norm of all gradients together, where one launch can tell."""
@@ -181,15 +165,11 @@ class Plan:
 
     def run(self, gradients: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps every parameter that has a gradient, once."""
-        snapshot, self._snapshot = self._snapshot, None  # what an error leaves behind, `serves` must look at
+        seen, self._seen = self._seen, None  # after an error nothing is known
         for launch, indices in self._launches:
             own = gradients if len(self._launches) == 1 else gradients.some(indices)
             launch.run(own, grad_scale, found_inf)
-        self._snapshot = snapshot
-
-    def _containers(self, scope: Scope) -> list[Container]:
-        """What must hold the same objects for the plan to serve."""
-        return [*lists_of(scope.param_groups), scope.state, *self._states, scope.variances]
+        self._seen = seen
 
 
 def gradients_of(param_groups: ParamGroups) -> Gradients:
@@ -200,6 +180,10 @@ def gradients_of(param_groups: ParamGroups) -> Gradients:
 def lists_of(param_groups: ParamGroups) -> list[list[Tensor]]:
     """The parameters of each group; somebody may have set others than a list."""
     return [group["params"] if type(group["params"]) is list else list(group["params"]) for group in param_groups]
+
+
+def _rows_differ(settings: Settings, others: Settings) -> bool:
+    return settings.row != others.row
 
 
 def _hyper(settings: list[Settings]) -> Tensor:

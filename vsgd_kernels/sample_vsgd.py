@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from . import graphs, hyperparameters, intake, rules
-from .backends.library import Seen
+from .backends.seen import Seen
 from .batch import Gradients
 from .intake import Found, Intake, has_samples
 from .plan import lists_of, params_of

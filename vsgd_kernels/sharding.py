@@ -6,7 +6,6 @@ parameter's entries are DTensors of its placements, which distributed checkpoint
 
 from __future__ import annotations
 
-from operator import is_
 from typing import Any
 
 import torch
@@ -57,7 +56,6 @@ class LocalView:
 
     def __init__(self) -> None:
         self._held: dict[DTensor, tuple[Tensor, Tensor]] = {}  # the local tensor, and what stands for it
-        self._seen: dict[Tensor, list[Any]] = {}  # of each DTensor its entries in the optimizer's state
         self._state: dict[Tensor, dict[str, Any]] = {}
 
     def take(self, scope: Scope) -> Scope:
@@ -68,10 +66,9 @@ class LocalView:
         """
         params = params_of(scope.param_groups)
         self._held = {param: self._hold(param) for param in params if isinstance(param, DTensor)}
-        self._seen = {param: seen for param, seen in self._seen.items() if param in self._held}
         for param, (_, own) in self._held.items():
             own.grad = local_grad(param)
-        self._state = {self._own(p): self._local_state(p, scope.state[p]) for p in params if scope.state.get(p)}
+        self._state = {self._own(p): _local_state(p, scope.state[p]) for p in params if scope.state.get(p)}
         return scope._replace(
             param_groups=[{**group, "params": list(map(self._own, group["params"]))} for group in scope.param_groups],
             state=self._state,
@@ -96,14 +93,14 @@ class LocalView:
             for key, value in new.items():
                 if local(old.get(key)) is not value:
                     old[key] = like(param, value) if key in elementwise else value
-            self._seen[param] = list(old.values())
         state.update((own, entries) for own, entries in self._state.items() if own not in parts)
         torch.autograd.graph.increment_version([param for param in self._held if param.grad is not None])
 
     def drop(self) -> None:
-        """Lets go of the gradients."""
+        """Lets go of gradients and states."""
         for _, own in self._held.values():
             own.grad = None
+        self._state = {}
 
     def _own(self, param: Tensor) -> Tensor:
         return self._held[param][1] if isinstance(param, DTensor) else param
@@ -113,15 +110,10 @@ class LocalView:
         old = self._held.get(param)
         return old if old is not None and old[0] is held else (held, held.detach())
 
-    def _local_state(self, param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(param, DTensor):
-            return entries
-        values, seen = list(entries.values()), self._seen.get(param, [])
-        own = self._own(param)
-        if own in self._state and len(seen) == len(values) and all(map(is_, seen, values)):
-            return self._state[own]
-        self._seen[param] = values
-        return {key: local(value) for key, value in entries.items()}
+
+def _local_state(param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's state, with what this process holds of it."""
+    return {key: local(value) for key, value in entries.items()} if isinstance(param, DTensor) else entries
 
 
 def local_grad(param: DTensor) -> Tensor | None:

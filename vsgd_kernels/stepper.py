@@ -32,7 +32,8 @@ class Stepper:
         self._rule = rule
         self._backend = backend
         self._plan: Plan | None = None
-        self._captured: list[Plan] = []  # whose tables CUDA graphs read
+        # By CUDA graphs; and the states that these step.
+        self._captured: list[tuple[Plan, list[dict[Any, Any]]]] = []
         self._view: LocalView | None = None
 
     @property
@@ -88,9 +89,8 @@ class Stepper:
     def _step(self, scope: Scope, gradients: Gradients) -> Tensor | None:
         if gradients.tensors:
             _check(scope)  # of no gradients GradScaler's found_inf is the int 0
-            if self._plan is None or not self._plan.serves(scope, gradients):
-                self._plan = None  # lets go of what it holds even where the next cannot be made
-                self._plan = self._prepare(scope)
+            self._plan = None  # lets go of what it holds even where the next cannot be made
+            self._plan = self._prepare(scope)
             if self._plan is not None:
                 return self._run(scope, gradients)
         return None if scope.max_norm is None else global_norm(params_of(scope.param_groups))
@@ -103,8 +103,8 @@ class Stepper:
             grad_scale, norm = clip(norm, scope.max_norm, grad_scale)
         plan.run(gradients, grad_scale, scope.found_inf)
         if graphs.capturing():
-            # The graph's replays read the plan's tables: from now on they are the graph's alone.
-            self._captured.append(plan)
+            # The graph's replays read the plan's tables, and step what these tell of: both are the graph's from now on.
+            self._captured.append((plan, [*map(dict, scope.state.values()), dict(scope.variances)]))
             self._plan = None
         return norm
 

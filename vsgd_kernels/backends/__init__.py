@@ -22,6 +22,10 @@ class Backend(Protocol):
     """What steps a batch. A backend checks nothing of it: `Batch.check` has."""
 
     name: str
+    #: Whether `run` needs no more of gradients than their addresses, so that what was prepared serves again.
+    takes_addresses: bool
+    #: Bytes; by how much a gradient's address is off a multiple of it is to stay as it was prepared for.
+    alignment: int
 
     @property
     def device_types(self) -> tuple[str, ...] | None:
@@ -32,9 +36,6 @@ class Backend(Protocol):
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Any:
         """What `run` needs of a batch, and of its gradients' layouts, and can be kept for the next step."""
-
-    def is_current(self, prepared: Any) -> bool:
-        """Whether what was prepared still holds; where not, the batch must be prepared anew."""
 
     def norm(self, prepared: Any, grads: Gradients) -> float | None:
         """The 2-norm of the gradients together, or None where torch is to find it."""

@@ -18,6 +18,8 @@ class CppBackend:
 
     name = "cpp"
     device_types: tuple[str, ...] | None = ("cpu",)
+    takes_addresses = True
+    alignment = 1
     #: One of `ISAS`: the instruction set to use, "auto" being the best of this processor.
     isa = "auto"
 
@@ -32,10 +34,6 @@ class CppBackend:
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Table:
         """Builds the table of addresses."""
         return Table(batch, grads)
-
-    def is_current(self, prepared: Table) -> bool:
-        """Whether parameters and states are where the table says."""
-        return prepared.is_current()
 
     def norm(self, prepared: Table, grads: Gradients) -> float:
         """The gradients' norm, in float64."""

@@ -14,7 +14,7 @@ from ..formats import extra_bits
 from ..rules import arithmetic_dtype
 from ..state_formats import format_of
 from .device_samples import PreparedSamples, SampleLaunch
-from .on_device import Chunked, OnDevice, misaligned
+from .on_device import ALIGNMENT, Chunked, OnDevice, misaligned
 from .scalars import HostScalars
 from .table import COLUMNS, Table
 
@@ -48,14 +48,12 @@ class DeviceBackend(ABC):
     """
 
     chunk = 1024
+    takes_addresses = True
+    alignment = ALIGNMENT
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Prepared:
         """Builds the tables on the device."""
         return Prepared(batch, grads, self.chunk)
-
-    def is_current(self, prepared: Prepared) -> bool:
-        """Whether parameters and states are where the tables say."""
-        return prepared.table.is_current()
 
     def norm(self, prepared: Prepared, grads: Gradients) -> None:
         """Torch finds it."""

@@ -18,6 +18,8 @@ class EagerBackend:
 
     name = "eager"
     device_types: tuple[str, ...] | None = None
+    takes_addresses = False
+    alignment = 1
 
     def why_unavailable(self) -> str | None:
         """It always is available."""
@@ -26,10 +28,6 @@ class EagerBackend:
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Batch:
         """Nothing to prepare."""
         return batch
-
-    def is_current(self, prepared: Batch) -> bool:
-        """Never: it prepares nothing, and to have the batch checked again costs little beside stepping it."""
-        return False
 
     def norm(self, prepared: Batch, grads: Gradients) -> None:
         """Torch finds it."""

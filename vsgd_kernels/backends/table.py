@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch import Tensor
 from ..batch import DTYPES, Batch, SampleBatch
 from ..formats import extra_bits
 from ..state_formats import FORMATS, format_of
-from .library import Watch
 
 #: Columns of a row, all int64: addresses, sizes, indices.
 COLUMNS = (
@@ -31,7 +29,7 @@ class Table:
     """A batch as rows of addresses.
 
     Attributes:
-        batch: the batch; it keeps the tensors alive.
+        batch: the batch.
         rows: [tensors, COLUMNS] int64 on the CPU.
         layouts: int64 records of those tensors whose operands do not run over the same dense memory; a row's `layout`
             is its record's offset, or -1.
@@ -75,13 +73,6 @@ class Table:
 
         _check_memory(batch.names, batch.params)
         _check_memory([f"the gradient of {name}" for name in batch.names], grads)
-        sometimes = (tensor for tensor in (*batch.lows, *batch.blocks, *batch.variances) if tensor is not None)
-        # Not the parameters: torch.utils.swap_tensors, which Module.to may call, refuses tensors that C++ holds.
-        self._watch = Watch([*chain.from_iterable(batch.states), *batch.steps, *sometimes])
-
-    def is_current(self) -> bool:
-        """Whether states and step counts are where the table says; of parameters and gradients the caller knows."""
-        return not self._watch.moved()
 
 
 class SampleTable:
