@@ -1,5 +1,8 @@
 """Training that two processes share equals that of one: DistributedDataParallel, ZeroRedundancyOptimizer, FSDP2."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -169,21 +172,38 @@ def test_fsdp_policies(processes, policy):
 
 
 def prepare_fsdp_once():
-    """A step with nothing new prepares nothing: what it was prepared for serves on."""
+    """A step with nothing new prepares nothing: what the second one, whose states are DTensors, prepared serves on."""
     model = shard(make_model())
     optimizer = make_optimizer("vsgd", model.parameters(), state_format="q8")
-    train(model, optimizer, 1)
+    train(model, optimizer, 2)
     plan = optimizer._stepper._plan
-    train(model, optimizer, 2, first=1)
+    train(model, optimizer, 2, first=2)
     assert optimizer._stepper._plan is plan
     state = optimizer.state[next(model.parameters())]
     state["mug"] = state["mug"].clone()
-    train(model, optimizer, 1, first=3)
+    train(model, optimizer, 1, first=4)
     assert optimizer._stepper._plan is not plan
 
 
 def test_fsdp_is_prepared_once(processes):
     processes.run(prepare_fsdp_once)
+
+
+def move_states():
+    """Their memory is free at once."""
+    model = shard(make_model())
+    optimizer = make_optimizer("vsgd", model.parameters(), state_format="q8")
+    train(model, optimizer, 2)
+    known = [weakref.ref(sharding.local(value)) for entries in optimizer.state.values() for value in entries.values()]
+    for entries in optimizer.state.values():
+        entries.update({key: value.clone() for key, value in entries.items()})
+    gc.collect()
+    assert known
+    assert not any(ref() is not None for ref in known)
+
+
+def test_states_that_are_moved(processes):
+    processes.run(move_states)
 
 
 def change_format():
