@@ -1,13 +1,16 @@
 """Parameters, groups and states as one rarely meets them: stepped as torch's optimizers do, or refused in words."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from tests.cases import assert_same_bits
 from tests.test_bad_input import assert_refused, leaf, make
 from vsgd_kernels import VSGD, SampleVSGD, authors_state_dict
+from vsgd_kernels.state_formats import FORMATS
 
 
 def negated(values):
@@ -85,11 +88,12 @@ def test_scalars_of_loss_scaling(backend, stepped, name, value):
     assert_refused(optimizer, params, TypeError, name)
 
 
+@pytest.mark.parametrize("bound", [math.inf, 1e39])
 @pytest.mark.parametrize("gradient", [3e38, math.inf])
-def test_an_infinite_norm_clips_nothing(backend, gradient):
-    """max_grad_norm=inf leaves the norm and nothing else, also where the norm overflows."""
+def test_an_infinite_norm_clips_nothing(backend, gradient, bound):
+    """A bound beyond what the norm can be leaves the norm and nothing else, also where the norm overflows."""
     params, twins = [leaf(), leaf()], [leaf(), leaf()]
-    optimizer, plain = VSGD(params, max_grad_norm=math.inf, backend=backend), VSGD(twins, backend=backend)
+    optimizer, plain = VSGD(params, max_grad_norm=bound, backend=backend), VSGD(twins, backend=backend)
     for own in (params, twins):
         own[0].grad, own[1].grad = torch.tensor([gradient, gradient, 2.0]), torch.ones(3)
     optimizer.step()
@@ -159,3 +163,19 @@ def test_a_product_beyond_float32(backend):
     assert_refused(
         optimizer, params, ValueError, r"weight_decay times lr must be finite in float32, got 1e\+30 and 1e\+30"
     )
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_fake_tensors(backend, style):
+    """Programs that estimate memory run steps of them: states are made, of the sizes of real ones."""
+    states = []
+    for mode in (FakeTensorMode(), nullcontext()):
+        with mode:
+            params = [torch.nn.Parameter(torch.ones(70, 70, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+            optimizer = VSGD(params, lr=0.1, state_format=style, backend=backend)
+            for _ in range(2):
+                for param in params:
+                    param.grad = torch.ones_like(param)
+                optimizer.step()
+            states.append([{k: (v.shape, v.dtype) for k, v in entries.items()} for entries in optimizer.state.values()])
+    assert states[0] == states[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import inf
 
 import torch
 from torch import Tensor
@@ -43,8 +42,9 @@ def clip(norm: Tensor, max_norm: float, grad_scale: Tensor | None) -> tuple[Tens
     check_scalar("grad_scale", grad_scale)
     scale = None if grad_scale is None else grad_scale.to(norm).reshape(())
     norm = norm if scale is None else norm / scale
-    # NaN stays; where the norm is infinite, finite gradients count as 0, but where the bound is they are not clipped.
-    excess = torch.ones_like(norm) if max_norm == inf else ((norm + EPS) / max_norm).clamp(min=1.0)
+    # NaN stays; where the norm is infinite finite gradients count as 0, but where the bound is too nothing is clipped.
+    is_bound = max_norm <= torch.finfo(norm.dtype).max
+    excess = ((norm + EPS) / max_norm).clamp(min=1.0) if is_bound else torch.ones_like(norm)
     return (excess if scale is None else excess * scale).to(torch.float32), norm
 
 

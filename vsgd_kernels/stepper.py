@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import graphs, parameter_state
@@ -111,7 +112,8 @@ class Stepper:
     def _prepare(self, scope: Scope) -> Plan | None:
         """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches.
 
-        None where the step is that by which torch.distributed.checkpoint has states made: it changes nothing.
+        None where the step is that by which torch.distributed.checkpoint has states made: it changes nothing. None too
+        where tensors are fake, as where a program's memory is estimated: they have states now, and no values.
         """
         operands = list(operands_of(scope))
         for op in operands:
@@ -123,6 +125,8 @@ class Stepper:
                 own = scope.state.setdefault(op.param, {})
                 numel = scope.parts[op.param].numel if op.param in scope.parts else op.param.numel()
                 parameter_state.complete(own, self._rule, op.param, numel, scope.settings[op.group])
+            if any(isinstance(op.param, FakeTensor) for op in operands):
+                return None
             plan = Plan(self._rule, self._backend, scope)
         except BaseException:
             for param, entries in before.items():
