@@ -10,12 +10,11 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from tests.cases import assert_same_bits, gradient, misaligned
 from tests.test_accumulate import moments_of
-from vsgd_kernels import VSGD, SampleVSGD, graphs
+from vsgd_kernels import SampleVSGD
 from vsgd_kernels.backends.device_samples import PreparedSamples
 from vsgd_kernels.backends.on_device import OnDevice
 from vsgd_kernels.batch import Gradients, SampleBatch
 from vsgd_kernels.rules import arithmetic_dtype
-from vsgd_kernels.stepper import Stepper
 
 
 def set_another_layout(optimizer, params, fresh):
@@ -214,63 +213,6 @@ def test_alignment(samples, aligned):
     assert [launch.path.aligned for launch in prepared.launches] == [aligned]
     prepared.take(Gradients.of([misaligned(samples)]), [0])
     assert [launch.path.aligned for launch in prepared.launches] == [False]
-
-
-def test_graphs(generator, monkeypatch):
-    """Samples are counted on the host, and of that no graph can be made; one of a step reads variances as they are."""
-    param = torch.nn.Parameter(torch.randn(40, generator=generator))
-    optimizer = SampleVSGD([param], lr=1e-2)
-    for _ in range(2):
-        param.grad = gradient(param, generator)
-        optimizer.accumulate()
-    monkeypatch.setattr(Stepper, "has_captured", True)
-    optimizer.step()
-    assert not optimizer._samples[param].variance.any()
-    monkeypatch.setattr(graphs, "capturing", lambda: True)
-    param.grad = gradient(param, generator)
-    with pytest.raises(RuntimeError, match="a CUDA graph is being captured, and samples are counted on the host"):
-        optimizer.accumulate()
-    assert param.grad is not None
-
-
-def test_graphs_of_steps_on_samples(generator, monkeypatch):
-    """There are none: what belongs to samples is refused, and nothing taken."""
-    param = torch.nn.Parameter(torch.randn(40, generator=generator))
-    optimizer = SampleVSGD([param], lr=1e-2)
-    param.grad = gradient(param, generator)
-    optimizer.accumulate()
-    monkeypatch.setattr(graphs, "capturing", lambda: True)
-    for name in ("grad", "grad_sample"):
-        setattr(param, name, torch.ones_like(param) if name == "grad" else torch.ones(2, 40))
-        with pytest.raises(RuntimeError, match="a CUDA graph is being captured"):
-            optimizer.step()
-        assert getattr(param, name) is not None
-        assert optimizer._samples[param].count == 1
-        setattr(param, name, None)
-
-
-def test_variances_of_a_step_before_a_graph(generator, monkeypatch):
-    """A graph has them become 0 when it is replayed; a step outside of it does not wait for that."""
-    param = torch.nn.Parameter(torch.randn(40, generator=generator))
-    optimizer = SampleVSGD([param], lr=1e-2, capturable=True)
-    for _ in range(2):
-        param.grad = gradient(param, generator)
-        optimizer.accumulate()
-    optimizer.step()
-    variance = optimizer._samples[param].variance
-    before = variance.clone()
-    param.grad = gradient(param, generator)
-    with monkeypatch.context() as there:
-        there.setattr(graphs, "capturing", lambda: True)
-        optimizer.step()
-    variance.copy_(before)  # for a capture does nothing
-    twin = copy.deepcopy(param)
-    plain = VSGD([twin], lr=1e-2)
-    plain.load_state_dict(optimizer.state_dict())
-    twin.grad = param.grad = gradient(param, generator)
-    optimizer.step()
-    plain.step()
-    assert_same_bits([param, *optimizer.state[param].values()], [twin, *plain.state[twin].values()])
 
 
 def test_one_parameter_twice(backend):

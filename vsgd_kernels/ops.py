@@ -45,6 +45,8 @@ class Launch:
             x if x is None else x.to(device, non_blocking=not wait) for x in (grad_scale, found_inf)
         )
         self.backend.run(self._prepared, grads, grad_scale, found_inf)
+        if wait and found_inf is not None and found_inf.item():
+            return  # nothing was written
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         increment_versions(self.batch.params)
 
