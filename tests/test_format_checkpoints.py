@@ -5,6 +5,11 @@ import math
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from tests.cases import CASES, CODED, assert_same_bits, extreme_gradients, gradient, through_a_file, train
 from tests.codes import IN_BLOCKS, LARGE, all_values, assert_near, decoded, make
@@ -248,3 +253,29 @@ def test_masters_of_no_version():
     del saved["param_groups"][0]["state_version"]
     with pytest.raises(ValueError, match="state_version: expected 1 beside low, found none"):
         optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(("old", "new"), [("fp32", "q8"), ("bf16", "fp32"), ("q8", "q8")])
+@pytest.mark.parametrize("masters", [None, "exact"])
+def test_flattened(old, new, masters, generator):
+    """torch's flat state dicts load as the others do; they lack what the loading optimizer's format has not."""
+    outcomes = []
+    for flat in (False, True):
+        generator.manual_seed(1)
+        models = [torch.nn.Linear(70, 70).bfloat16() for _ in range(2)]
+        kinds = ((old, masters), (new, "exact"))
+        optimizers = [
+            VSGD(model.parameters(), lr=1e-2, state_format=style, master_weights=kind)
+            for model, (style, kind) in zip(models, kinds, strict=True)
+        ]
+        torch.nn.utils.vector_to_parameters(
+            torch.randn(70 * 71, generator=generator).bfloat16(), models[0].parameters()
+        )
+        train(optimizers[0], list(models[0].parameters()), generator)
+        models[1].load_state_dict(models[0].state_dict())
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        saved = get_optimizer_state_dict(models[0], optimizers[0], options=options)
+        set_optimizer_state_dict(models[1], optimizers[1], saved, options=options)
+        outcomes.append([value for entries in optimizers[1].state.values() for value in entries.values()])
+        assert all(isinstance(value, torch.Tensor) for value in outcomes[-1])
+    assert_same_bits(*outcomes)

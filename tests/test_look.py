@@ -93,9 +93,7 @@ def test_identities():
     assert identities([[a, b], {"x": c, "y": d}]) == same
     assert identities([[a, b], {"y": c, "x": d}]) != same
     # Dicts in a dict are looked at by themselves.
-    assert identities([{"x": {}, "y": c}]) == identities(
-        [{"x": {}, "y": c}]
-    )
+    assert identities([{"x": {}, "y": c}]) == identities([{"x": {}, "y": c}])
     for other in ([[a, b], {"x": d, "y": c}], [[a], [b], {"x": c, "y": d}], [[a, b], {"x": c}], [[a, b, c], {"y": d}]):
         assert identities(other) != same
 

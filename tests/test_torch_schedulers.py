@@ -146,3 +146,20 @@ def test_averaged_model(info, dtype, kwargs):
     assert not torch.equal(visited[0], visited[-1])
     torch.testing.assert_close(averaged.module.weight.double(), torch.stack(visited).mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(moving.module.weight.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("total", [7, 97])
+@each_input(torch.float32)
+def test_linear_to_zero(info, dtype, kwargs, total):
+    """LinearLR ends some roundings below 0, which counts as 0."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = info.optim_cls([param], **{**copy.deepcopy(kwargs), "lr": 0.1})
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, end_factor=0.0, total_iters=total)
+    for _ in range(total):
+        param.grad = torch.ones(3)
+        optimizer.step()
+        scheduler.step()
+    assert -1e-15 < optimizer.param_groups[0]["lr"] < 1e-15
+    before = param.clone()
+    optimizer.step()
+    assert torch.equal(param, before)

@@ -59,8 +59,12 @@ def has_data(tensor: Tensor) -> bool:
 
 
 def narrowed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved state with what has 16 bits in as many: sharded_checkpoint.py widens it."""
-    own = dict(state)
+    """A saved state as an optimizer keeps it.
+
+    sharded_checkpoint.py widens what has 16 bits. In a flattened state dict torch puts an empty dict where the loading
+    optimizer has an entry and the saved one had none.
+    """
+    own = {key: value for key, value in state.items() if not (isinstance(value, dict) and not value)}
     for key in WITH_16_BITS:
         value = own.get(key)
         if not isinstance(value, Tensor) or value.dtype != torch.int32 or is_traceable_wrapper_subclass(value):

@@ -19,6 +19,8 @@ SEEDS = 2**63
 _Limit = tuple[str, Callable[[float], bool]]
 #: From here on a float32 is infinite, and times 0 would be NaN.
 _INFINITE = 2.0**128 - 2.0**103
+#: A learning rate from here to 0 counts as 0.
+_ROUNDED_ZERO = -1e-9
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda x: 0.0 <= x < math.inf)
 _FACTOR: _Limit = ("at least 0 and finite in float32", lambda x: 0.0 <= x < _INFINITE)
 _POSITIVE: _Limit = ("greater than 0 and finite", lambda x: 0.0 < x < math.inf)
@@ -184,7 +186,7 @@ def _number(name: str, value: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
-    row = tuple(map(_float, values))
+    row = tuple(map(_float, names, values))
     for name, number, value in zip(names, row, values, strict=True):
         words, holds = _LIMITS[name]
         if not holds(number):
@@ -195,8 +197,10 @@ def _checked_row(names: tuple[str, ...], *values: Any) -> tuple[float, ...]:
     return row
 
 
-def _float(value: Any) -> float:
+def _float(name: str, value: Any) -> float:
     try:
-        return float(value) + 0.0  # of -0 that makes 0, for the caches take the one for the other
+        number = float(value) + 0.0  # of -0 that makes 0, for the caches take the one for the other
     except OverflowError:  # an integer beyond float64 is as good as infinite
         return math.inf
+    # LinearLR, on its way to 0, ends some roundings below.
+    return 0.0 if name == "lr" and _ROUNDED_ZERO < number < 0.0 else number
