@@ -57,7 +57,7 @@ class VSGD(FusedOptimizer):
         maximize: ascend instead of descend.
         capturable: keep step counts on the parameters' device and read a tensor `lr` there, so that a step never waits
             for the device and a CUDA graph can be made of it, after one step outside of the graph. Replays follow a
-            tensor `lr` that is on the device; all other settings are those of the capture.
+            tensor `lr` that is on the device, and is not checked there; all other settings are those of the capture.
         state_format: how the states are kept: "fp32", 12 bytes a parameter; "bf16", 6; "q8", 8-bit codes in blocks,
             3.1; "packed16", 16 bits for all states, in blocks, 2.1. Parameters of fewer than 4096 elements, and of
             float64, keep theirs in the dtype they are computed in.
@@ -66,7 +66,7 @@ class VSGD(FusedOptimizer):
             parameter itself being rounded stochastically. Rounding is unbiased: small updates add up on average. Asking
             for it where no parameter has 16 bits is refused.
         seed: at least 0; of the stochastic rounding of states that are not "fp32", and of masters. The same seed gives
-            the same bits on every backend.
+            the same random bits on every backend.
         backend: "cpp", "triton", "cuda" or "eager"; None takes the one that the environment variable
             VSGD_KERNELS_BACKEND names, or else the fastest for each parameter's device. `python -m vsgd_kernels env`
             lists them.
@@ -95,7 +95,7 @@ class VSGD(FusedOptimizer):
     pytorch_optimizer's VSGD load.
 
     Finite gradients never lead to NaN: beyond ±2^60 (2^508 for float64) a gradient counts as that bound. A NaN or
-    infinite gradient makes its own element NaN and no other.
+    infinite gradient makes its own element NaN and no other, but for `max_grad_norm`, whose norm is that of all.
 
     Example:
         >>> optimizer = VSGD(model.parameters(), lr=1e-2)
