@@ -10,22 +10,6 @@
 
 namespace vsgd {
 
-// avx512vbmi: AVX-512 with byte permutations, for which coded states are stepped by hand.
-enum class Isa { automatic, baseline, avx2, avx512, avx512vbmi };
-
-// The best instruction set of this processor.
-Isa detect_isa();
-
-// Of a function's versions for each instruction set that for one of them.
-template <class Versions>
-auto version_of(Isa isa) -> decltype(&Versions::baseline) {
-#if VSGD_X86
-  if (isa >= Isa::avx512) return Versions::avx512;
-  if (isa == Isa::avx2) return Versions::avx2;
-#endif
-  return Versions::baseline;
-}
-
 struct CpuBatch {
   const Row* rows;         // [tensors]
   const int64_t* grads;    // [tensors] addresses
