@@ -13,7 +13,7 @@ struct SampleRow {
   int64_t numel;
   int64_t dtype;   // of the samples: index in batch.py's DTYPES
   int64_t layout;  // offset of the record, of mean and sample, in `layouts`, or -1: a sample lies as its mean does
-  int64_t samples, stride;  // how many are added, and how many elements they are apart
+  int64_t added, stride;  // how many are added, and how many elements they are apart
 };
 constexpr int kSampleColumns = sizeof(SampleRow) / sizeof(int64_t);
 constexpr int kSampleOperand = 1;  // of a layout record

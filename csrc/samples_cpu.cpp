@@ -51,7 +51,7 @@ void add_block(const SampleRow& row, int64_t address, int64_t count, const int64
   const auto add = version_of<Add<P>>(isa);
   A* mean = reinterpret_cast<A*>(row.mean) + begin;
   A* variance = reinterpret_cast<A*>(row.variance) + begin;
-  for (int64_t k = 0; k < row.samples; ++k) {
+  for (int64_t k = 0; k < row.added; ++k) {
     const P* sample = reinterpret_cast<const P*>(address) + k * row.stride;
     if (row.layout < 0) {
       add(sample + begin, mean, variance, end - begin, count + k + 1);

@@ -27,7 +27,7 @@ VSGD_FN void add_lane(const SampleRow& row, const Place<path>& at, int64_t addre
   Pack<A> mean{}, variance{};
   if (count > 0) mean = at.template load<kWhole, A>(row.mean, 0);
   if (count > 1) variance = at.template load<kWhole, A>(row.variance, 0);
-  VSGD_NO_UNROLL for (int64_t k = 0; k < row.samples; ++k) {
+  VSGD_NO_UNROLL for (int64_t k = 0; k < row.added; ++k) {
     const Pack<P> sample = at.template load<kWhole, P>(address, kSampleOperand, k * row.stride);
     const Shares<A> shares(count + k + 1);
     VSGD_UNROLL for (int j = 0; j < kEach; ++j) {
@@ -40,7 +40,7 @@ VSGD_FN void add_lane(const SampleRow& row, const Place<path>& at, int64_t addre
     }
   }
   at.template store<kWhole, A>(row.mean, 0, mean);
-  if (count + row.samples > 1) at.template store<kWhole, A>(row.variance, 0, variance);
+  if (count + row.added > 1) at.template store<kWhole, A>(row.variance, 0, variance);
 }
 
 // What one warp of the block of one chunk does.
@@ -49,7 +49,7 @@ VSGD_FN void add_warp(const SampleStep& step, int64_t chunk, int warp) {
   const int64_t tensor = step.chunk_tensor[chunk];
   const SampleRow& all = step.rows[tensor];
   // Field by field, as step_device.h's fields_of.
-  const SampleRow row{all.mean, all.variance, all.numel, all.dtype, all.layout, all.samples, all.stride};
+  const SampleRow row{all.mean, all.variance, all.numel, all.dtype, all.layout, all.added, all.stride};
   const int64_t address = step.samples[tensor], count = step.counts[tensor];
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;

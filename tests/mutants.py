@@ -14,7 +14,7 @@ TESTS = [
     *("tests/test_philox.py", "tests/test_samples.py", "tests/test_accumulate.py", "tests/test_intake.py"),
     *("tests/test_device.py", "tests/test_capturable.py", "tests/test_formats.py", "tests/test_masters.py"),
     *("tests/test_rounding.py", "tests/test_altered_states.py", "tests/test_format_checkpoints.py"),
-    *("tests/test_norm.py", "tests/test_snapshot.py"),
+    *("tests/test_norm.py", "tests/test_snapshot.py", "tests/test_look.py", "tests/test_memory.py"),
 ]
 
 #: file, what stands there, what takes its place
@@ -70,7 +70,7 @@ MUTANTS = [
     ("samples.h", "mean = fma(share.own, d, mean);", "mean = mean + share.own * d;"),
     ("samples_cpu.cpp", "number == 2", "number == 3"),
     ("samples_device.h", "if (count > 1) variance", "if (count > 0) variance"),
-    ("samples_device.h", "if (count + row.samples > 1)", "if (count > 1)"),
+    ("samples_device.h", "if (count + row.added > 1)", "if (count > 1)"),
     ("samples_cpu.cpp", "reinterpret_cast<const P*>(address) + k * row.stride", "reinterpret_cast<const P*>(address)"),
     (
         "samples_cpu.cpp",
@@ -82,8 +82,13 @@ MUTANTS = [
     ("samples_device.h", "if (count + k == 0) {", "if (k == 0) {"),
     ("samples_device.h", "first += kWarps * kTile", "first += 2 * kWarps * kTile"),
     ("snapshot.cpp", "!same(t.strides()[d])", "false"),
-    ("snapshot.cpp", "same(address ? address % 16 : -1)", "same(address ? 0 : -1)"),
-    ("snapshot.cpp", "is_plain(value) && !same(impl_of(value))", "is_plain(value) && false"),
+    ("snapshot.cpp", "same(address ? address % alignment : -1)", "same(address ? 0 : -1)"),
+    ("snapshot.cpp", "same.in_dict(THPVariable_Unpack(value))", "true"),
+    ("snapshot.cpp", "weak.emplace_back(t.getIntrusivePtr());", "kept.append(THPVariable_Wrap(t));"),
+    ("snapshot.cpp", "if (!same(key)) return false;", ""),
+    ("look.cpp", "found.push_back(PyObject_Size(container));", ""),
+    ("look.cpp", "add(key);", ""),
+    ("watch.h", "return true;", "return false;"),
     ("noise.h", "x = (x ^ (x >> 15) ^ b) * 0x846ca68bu;", "x = (x ^ (x >> 15)) * 0x846ca68bu;"),
     ("noise.h", "start ^ uint32_t(i) * kSpread", "start + uint32_t(i) * kSpread"),
     ("noise.h", "kSpread = 0x9e00ce00u", "kSpread = 0x9e00cf00u"),

@@ -24,7 +24,7 @@ _LAYOUTS = ("aligned", "misaligned", "strided")
 #: Bits of an access by what its SASS opcode ends in; without any of these it has 32.
 _SASS_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
 _SASS = re.compile(r"(?P<op>LDG|STG)\.E(?P<suffixes>[.\w]*)")
-#: The paths by the eviction hints that kernel.py gives their accesses.
+#: The paths by the eviction hints that access.py gives their accesses.
 _SASS_PATHS = {"EL": "table", "EF": "tail"}
 _GCN = re.compile(r"(?:global|flat|buffer)_(?P<op>load|store)_[us]?(?P<kind>byte|short|dwordx\d|dword)")
 _GCN_BITS = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from .formats import MASTER_WEIGHTS, is_16_bit, low_dtype
 from .rules import VSGD, Rule, arithmetic_dtype
-from .state_formats import FORMATS, SMALLEST, bytes_of
+from .state_formats import FORMATS, SMALLEST, bytes_of, format_for
 
 
 class Usage(NamedTuple):
@@ -87,7 +87,7 @@ def _masters(tensors: list[tuple[torch.dtype, float]]) -> dict[str, float]:
 
 
 def _state_bytes(name: str, rule: Rule, dtype: torch.dtype, n: float) -> float:
-    coded = name != "fp32" and dtype != torch.float64 and n >= SMALLEST
+    coded = format_for(name, dtype, n) != "fp32"
     return bytes_of(name, rule) if coded else len(rule.states) * arithmetic_dtype(dtype).itemsize
 
 

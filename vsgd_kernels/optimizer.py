@@ -15,7 +15,6 @@ from . import backends, checkpoint, formats, hyperparameters, release, traced
 from .batch import check_dtype
 from .plan import Scope, param_name, params_of
 from .rules import Rule
-from .samples import Samples
 from .stepper import Stepper
 
 
@@ -49,7 +48,6 @@ class FusedOptimizer(Optimizer):
         self.max_grad_norm = max_grad_norm
         release.check(self.rule, gradient_release, self.max_grad_norm)
         self._backend = backend
-        self._samples: dict[Tensor, Samples] = {}  # of each parameter, for a rule that takes them
         self._prepare()
         super().__init__(params, defaults)
         if masters is not formats.DEFAULT_MASTER_WEIGHTS:
@@ -224,14 +222,13 @@ class FusedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep."""
-        own = {name: getattr(self, name) for name in ("_backend", "_samples", "_max_grad_norm", "_gradient_release")}
+        own = {name: getattr(self, name) for name in ("_backend", "_max_grad_norm", "_gradient_release")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what `__getstate__` kept, or takes what `load_state_dict` loaded."""
         checkpoint.unwrap(state["state"].items())
         super().__setstate__(state)
-        self._samples = state.get("_samples", {})
         self._prepare()
         self._find_params()
         for group in self.param_groups:

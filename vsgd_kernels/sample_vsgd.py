@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -56,11 +58,11 @@ class SampleVSGD(VSGD):
 
     In a compiled program `accumulate`, `all_reduce` and `discard` break the graph.
 
-    `step` takes gradients that were not accumulated as one more sample. So with none accumulated it is `VSGD`, to the
-    bit; and with `torch.amp.GradScaler`, which looks at `.grad`, leave those of the last micro-batch there, and the
-    unscaling to its `step`: after `unscale_`, or with no `.grad`, a step that has samples raises RuntimeError. A step
-    that the scaler skips, and one whose samples are not all finite, discards its samples: they have another scale than
-    the next ones.
+    `step` takes gradients that were not accumulated as one more sample, and raises RuntimeError where there is nothing
+    to be taken. So with none accumulated it is `VSGD`, to the bit; and with `torch.amp.GradScaler`, which looks at
+    `.grad`, leave those of the last micro-batch there, and the unscaling to its `step`: after `unscale_`, or with no
+    `.grad`, a step that has samples raises RuntimeError. A step that the scaler skips, and one whose samples are not
+    all finite, discards its samples: they have another scale than the next ones.
     """
 
     rule = rules.SAMPLE_VSGD
@@ -106,7 +108,18 @@ class SampleVSGD(VSGD):
 
     def _prepare(self) -> None:
         super()._prepare()
+        if "_samples" not in self.__dict__:
+            self._samples: dict[Tensor, Samples] = {}
         self._forget_prepared()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy keep."""
+        return {**super().__getstate__(), "_samples": self._samples}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores what `__getstate__` kept, or takes what `load_state_dict` loaded, which has no samples."""
+        self._samples = {}
+        super().__setstate__(state)
 
     def _forget_prepared(self) -> None:
         """Forgets what was prepared for the samples that there were."""

@@ -14,7 +14,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from . import graphs
 from .rules import arithmetic_dtype
 
-#: Elements of which processes bring numbers together at a time; so many take as much memory again.
+#: Elements of which processes bring numbers together at a time; so many take three times as much memory again.
 _BUCKET = 2**23
 
 
@@ -93,7 +93,7 @@ def all_reduce(every: Sequence[Samples], totals: Sequence[int], group: dist.Proc
         together = _sums([mean * share for mean, share in zip(means, shares, strict=True)], group)
         variances = [each.get_variance() for each in own]
         apart = [(mean - both).square_() for mean, both in zip(means, together, strict=True)]
-        spreads = [(v + d) * share for v, d, share in zip(variances, apart, shares, strict=True)]
+        spreads = [d.add_(v).mul_(share) for v, d, share in zip(variances, apart, shares, strict=True)]
         for i, each, mean, variance in zip(bucket, own, together, _sums(spreads, group), strict=True):
             each.get_mean().copy_(mean)
             each.variance.copy_(variance)

@@ -33,7 +33,7 @@ def bytes_of(name: str, rule: Rule) -> float:
     return together + len(rule.states) * each
 
 
-def format_for(name: str, dtype: torch.dtype, numel: int) -> str:
+def format_for(name: str, dtype: torch.dtype, numel: float) -> str:
     """The format in which the states of a parameter of `dtype` and `numel` are kept where its group asks for `name`."""
     return "fp32" if dtype == torch.float64 or numel < SMALLEST else name
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..batch import DTYPES
 from ..state_formats import FORMATS
-from .device import DeviceBackend, Launch, Path, Prepared
+from .device import DeviceBackend, Path, Prepared, StepLaunch
 from .device_samples import PreparedSamples, SampleLaunch, SamplePath
 from .library import why_not_loaded
 
@@ -37,7 +37,7 @@ class CudaBackend(DeviceBackend):
             return "torch sees no GPU; it takes a GPU, its driver and a build of torch for it"
         return None
 
-    def count(self, prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
+    def count(self, prepared: Prepared, launch: StepLaunch, found_inf: Tensor | None) -> None:
         """Counts a step of the launch's tensors, unless found_inf, and computes its scalars."""
         torch.ops.vsgd_kernels._count_device(
             launch.rows,
@@ -48,7 +48,7 @@ class CudaBackend(DeviceBackend):
             DTYPES.index(launch.path.dtype),
         )
 
-    def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def step(self, prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the launch's tensors, unless found_inf."""
         torch.ops.vsgd_kernels._step_device(
             launch.rows,

@@ -81,11 +81,11 @@ class DeviceBackend(ABC):
                     self.step(prepared, launch, grad_scale, found_inf)
 
     @abstractmethod
-    def count(self, prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
+    def count(self, prepared: Prepared, launch: StepLaunch, found_inf: Tensor | None) -> None:
         """Counts a step of the launch's tensors, unless found_inf, and computes its scalars."""
 
     @abstractmethod
-    def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def step(self, prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the launch's tensors, unless found_inf."""
 
     def prepare_samples(self, batch: SampleBatch, samples: list[Tensor]) -> PreparedSamples:
@@ -127,7 +127,7 @@ class Prepared(OnDevice):
         self._scalars: dict[torch.dtype, Tensor] = {}
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version
-        self.launches = [Launch(self, path, indices) for path, indices in paths.items()]
+        self.launches = [StepLaunch(self, path, indices) for path, indices in paths.items()]
         self._streams.clear()
 
     def tensors(self) -> Iterator[Tensor]:
@@ -176,7 +176,7 @@ class Prepared(OnDevice):
             self.hyper[group, self.batch.rule.hyper.index("lr")] = lr
 
 
-class Launch(Chunked):
+class StepLaunch(Chunked):
     """The tensors of one path, as the kernels see them; n of them.
 
     Attributes:

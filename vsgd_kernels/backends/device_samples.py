@@ -12,7 +12,7 @@ from ..batch import DTYPES, Gradients, SampleBatch
 from .on_device import Chunked, OnDevice, misaligned
 from .table import SAMPLE_COLUMNS, SampleTable
 
-_DTYPE, _LAYOUT, _SAMPLES, _STRIDE = (SAMPLE_COLUMNS.index(name) for name in ("dtype", "layout", "samples", "stride"))
+_DTYPE, _LAYOUT, _ADDED, _STRIDE = (SAMPLE_COLUMNS.index(name) for name in ("dtype", "layout", "added", "stride"))
 _ADDRESSES = [SAMPLE_COLUMNS.index(name) for name in ("mean", "variance")]
 
 
@@ -61,7 +61,7 @@ class PreparedSamples(OnDevice):
     def _build(self) -> None:
         rows = self.table.rows
         sizes = torch.tensor([dtype.itemsize for dtype in DTYPES], device="cpu")[rows[:, _DTYPE]]
-        apart = misaligned(rows[:, _STRIDE] * sizes) & (rows[:, _SAMPLES] > 1)
+        apart = misaligned(rows[:, _STRIDE] * sizes) & (rows[:, _ADDED] > 1)
         aligned = ~(misaligned(rows[:, _ADDRESSES]).any(1) | self._misaligned | apart)
         paths: dict[SamplePath, list[int]] = {}
         for i, row in enumerate(rows.tolist()):

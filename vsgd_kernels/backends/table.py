@@ -22,7 +22,7 @@ COLUMNS = (
 FIRST_STATE = 3
 _STATES = COLUMNS.index("state0")
 #: Columns of a row of `SampleTable` (``csrc/samples.h`` reads it), all int64.
-SAMPLE_COLUMNS = ("mean", "variance", "numel", "dtype", "layout", "samples", "stride")
+SAMPLE_COLUMNS = ("mean", "variance", "numel", "dtype", "layout", "added", "stride")
 
 
 class Table:

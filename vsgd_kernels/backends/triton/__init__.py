@@ -9,7 +9,7 @@ import shutil
 import torch
 from torch import Tensor
 
-from ..device import DeviceBackend, Launch, Prepared
+from ..device import DeviceBackend, Prepared, StepLaunch
 from ..device_samples import PreparedSamples, SampleLaunch
 
 
@@ -19,7 +19,7 @@ def interpreted() -> bool:
 
 
 class TritonBackend(DeviceBackend):
-    """``kernel.py`` compiled for the GPU at its first launch. Triton is imported no earlier than that."""
+    """``kernel.py`` and ``samples.py``, compiled for the GPU at their first launch; Triton is imported no earlier."""
 
     name = "triton"
 
@@ -40,13 +40,13 @@ class TritonBackend(DeviceBackend):
             return "Triton compiles its launcher with a C compiler and finds none; install gcc or clang, or set CC"
         return None
 
-    def count(self, prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
+    def count(self, prepared: Prepared, launch: StepLaunch, found_inf: Tensor | None) -> None:
         """Counts a step of the launch's tensors, unless found_inf, and computes its scalars."""
         from . import engine
 
         engine.count(prepared, launch, found_inf)
 
-    def step(self, prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def step(self, prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Steps the launch's tensors, unless found_inf."""
         from . import engine
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...rules import BOUNDS, Rule, arithmetic_dtype
 from ...state_formats import keys
-from ..device import Launch, Path, Prepared
+from ..device import Path, Prepared, StepLaunch
 from ..device_samples import SampleLaunch, SamplePath
 from ..on_device import ALIGNMENT
 from .kernel import count_kernel, step_kernel
@@ -95,7 +95,7 @@ def _block(arithmetic: torch.dtype, warps: int) -> int:
     return 32 * warps * ALIGNMENT // arithmetic.itemsize
 
 
-def count(prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
+def count(prepared: Prepared, launch: StepLaunch, found_inf: Tensor | None) -> None:
     """Counts a step of the launch's tensors, unless found_inf, and computes its scalars; on the current stream."""
     tensors = len(launch.rows)
     count_kernel[(-(-tensors // TENSORS),)](
@@ -110,7 +110,7 @@ def count(prepared: Prepared, launch: Launch, found_inf: Tensor | None) -> None:
     )
 
 
-def step(prepared: Prepared, launch: Launch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def step(prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Steps the launch's tensors, unless found_inf; on the current stream."""
     step_kernel[(launch.programs,)](
         launch.rows,

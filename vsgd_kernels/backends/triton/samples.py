@@ -15,7 +15,7 @@ from .rules import bounded, fma
 
 WIDTH = tl.constexpr(len(SAMPLE_COLUMNS))
 MEAN, VARIANCE, NUMEL, LAYOUT, SAMPLES, STRIDE = (
-    tl.constexpr(SAMPLE_COLUMNS.index(name)) for name in ("mean", "variance", "numel", "layout", "samples", "stride")
+    tl.constexpr(SAMPLE_COLUMNS.index(name)) for name in ("mean", "variance", "numel", "layout", "added", "stride")
 )
 
 
