@@ -25,8 +25,14 @@ GRADIENTS = ("the same", "new")
 def cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    said: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    if "model name" not in said:
+        return platform.processor() or platform.machine()
+    # Cloud machines' names leave out what tells their generations apart.
+    return f"{said['model name']} (family {said.get('cpu family', '?')}, model {said.get('model', '?')})"
 
 
 def host_us(work: Callable[[], object], steps: int, before: Callable[[], object] = lambda: None) -> float:

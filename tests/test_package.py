@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import venv
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from vsgd_kernels import VSGD, __main__, backends, memory
+from vsgd_kernels.backends import library
 from vsgd_kernels.formats import MASTER_WEIGHTS
 from vsgd_kernels.state_formats import FORMATS
 
@@ -41,7 +43,19 @@ def test_argument_then_variable_then_availability(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE)
     monkeypatch.setattr(backends.BACKENDS["cpp"], "why_unavailable", lambda: "not compiled")
     monkeypatch.setattr(backends.BACKENDS["cuda"], "on_host", False)
-    assert chosen_by(VSGD([leaf()])) == {"eager"}
+    backends._warn_of_eager.cache_clear()
+    with pytest.warns(UserWarning, match=r"many times slower .*\(cpp: not compiled\)"):
+        assert chosen_by(VSGD([leaf()])) == {"eager"}
+    with warnings.catch_warnings():  # it is said once
+        warnings.simplefilter("error")
+        assert chosen_by(VSGD([leaf()])) == {"eager"}
+
+
+def test_a_checkout_without_kernels(tmp_path, monkeypatch):
+    """An installation elsewhere is of no use where Python takes the checkout."""
+    (tmp_path / "csrc").mkdir()
+    monkeypatch.setattr(library, "_FOLDER", tmp_path / "vsgd_kernels")
+    assert f"is the checkout {tmp_path}, in which nothing was compiled" in library.why_not_loaded.__wrapped__()
 
 
 def test_importing_leaves_the_compiler_alone():

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import memory
 from .checkpoint import authors_state_dict
 from .constant_vsgd import ConstantVSGD
 from .sample_vsgd import SampleVSGD
@@ -21,4 +22,5 @@ __all__ = [
     "StochGradAdam",
     "__version__",
     "authors_state_dict",
+    "memory",
 ]

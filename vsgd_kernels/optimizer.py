@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .batch import check_dtype
 from .plan import Scope, param_name, params_of
 from .rules import Rule
 from .stepper import Stepper
+
+#: What a closure returns: a number, or a tensor.
+Loss = TypeVar("Loss")
 
 
 def arguments_of(constructor: dict[str, Any]) -> dict[str, Any]:
@@ -102,8 +105,8 @@ class FusedOptimizer(Optimizer):
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """Performs one step for every parameter that has a gradient.
 
         Args:

@@ -19,7 +19,8 @@ def check_states(name: str, state: Mapping[str, Any], rule: Rule, param: Tensor)
     """Raises ValueError where states are missing, there twice, or no tensors of the parameter's shape."""
     keys = state_formats.keys_in(state, rule)
     if missing := [key for key in keys if key not in state]:
-        raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}")
+        found = ", ".join(map(str, state))
+        raise ValueError(f"{name}: expected {', '.join(rule.states)}, found no {', '.join(missing)}, but {found}")
     if PACKED in state and (others := [key for key in rule.states if key in state]):
         raise ValueError(
             f"{name}: expected {PACKED} or {', '.join(rule.states)}, found {PACKED} and {', '.join(others)}"

@@ -46,7 +46,7 @@ class VSGD(FusedOptimizer):
     Args:
         params: parameters, named parameters, or dicts of parameter groups. Dense, of dtype float32, float64, bfloat16
             or float16; state and arithmetic are float32, or float64 for float64.
-        lr: learning rate η ≥ 0, a number or a tensor of one element. 3 to 10 times AdamW's is a good first try.
+        lr: learning rate η ≥ 0, a number or a tensor of one element. 0.01 is a good first try, 1 to 3 times AdamW's.
         ghattg: K_g > 0, the prior ratio of the variance of the noise to that of the gradient's change.
         ps: γ > 0, the strength of the prior.
         tau1: κ1 in (0, 1], the exponent of the averaging of b_g.

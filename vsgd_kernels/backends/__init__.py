@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -99,11 +101,26 @@ def choose(name: str | None, device: torch.device) -> Backend:
     """
     backend = requested(name)
     if backend is None:
-        return next(b for b in BACKENDS.values() if _runs_on(b, device) and b.why_unavailable() is None)
+        chosen = next(b for b in BACKENDS.values() if _runs_on(b, device) and b.why_unavailable() is None)
+        if chosen.name == "eager":
+            _warn_of_eager(device.type)
+        return chosen
     if not _runs_on(backend, device):
         runs_on = ", ".join(backend.device_types or ())
         raise ValueError(f"backend={backend.name!r} runs on {runs_on}, got a parameter on {device}")
     return backend
+
+
+@cache
+def _warn_of_eager(device_type: str) -> None:
+    """Says once that steps are slow, and why, where others would have served."""
+    absent = [b for b in BACKENDS.values() if b.device_types and device_type in b.device_types]
+    if reasons := "; ".join(f"{b.name}: {b.why_unavailable()}" for b in absent):
+        warnings.warn(
+            f"backend='eager' steps parameters on {device_type}, many times slower than another would ({reasons}). "
+            f"Ask for it to have this said no more",
+            stacklevel=2,
+        )
 
 
 def _runs_on(backend: Backend, device: torch.device) -> bool:

@@ -24,6 +24,11 @@ _FOLDER = Path(__file__).parent.parent
 def why_not_loaded() -> str | None:
     """Loads the compiled kernels, once; returns why that failed, or None."""
     libraries = _libraries("_C")
+    if not libraries and (_FOLDER.parent / "csrc").is_dir():
+        return (
+            f"what is imported is the checkout {_FOLDER.parent}, in which nothing was compiled; run Python elsewhere "
+            "to use an installation, or `pip install --no-build-isolation -e .` there"
+        )
     if not libraries:
         return f"this installation of vsgd_kernels has no compiled kernels; {_BUILD_HINT}"
     if missing := _bytes_missing(libraries[0]):
