@@ -48,4 +48,4 @@ CLIPPED: dict[str, Entry] = {
 }
 
 if __name__ == "__main__":
-    main(optimizers=CLIPPED)
+    main(optimizers=CLIPPED, name="clipping", what="clipping by the global norm adds to a step")

@@ -21,4 +21,4 @@ EACH: dict[str, Entry] = {
 }
 
 if __name__ == "__main__":
-    main(optimizers=EACH)
+    main(optimizers=EACH, name="format_cost", what="a step of each rule costs in each state format")

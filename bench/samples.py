@@ -23,4 +23,4 @@ FED: dict[str, Entry] = {
 }
 
 if __name__ == "__main__":
-    main(optimizers=FED)
+    main(optimizers=FED, name="samples", what="feeding SampleVSGD a micro-batch costs")

@@ -123,14 +123,24 @@ def render(env: dict[str, str | int], rows: list[Row], tablefmt: str) -> str:
     return f"{head}\n\n{tabulate(cells, list(columns.values()), tablefmt=tablefmt, floatfmt=formats, missingval='-')}\n"
 
 
-def main(argv: list[str] | None = None, optimizers: dict[str, Entry] = OPTIMIZERS) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.step_cost", description="Measures what a step costs.")
+def main(
+    argv: list[str] | None = None,
+    optimizers: dict[str, Entry] = OPTIMIZERS,
+    name: str = "step_cost",
+    what: str = "a step costs",
+) -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=f"Measures what {what}.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--steps", type=int, metavar="N", help="rounds (default: fewer for larger cases)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     args = parser.parse_args(argv)
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
+    for path in filter(None, (args.markdown, args.json)):  # now, rather than when all is measured
+        if not path.absolute().parent.is_dir():
+            parser.error(f"there is no folder for {path}")
 
     torch.set_num_threads(args.threads)
     env = environment()

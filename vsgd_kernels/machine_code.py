@@ -56,7 +56,7 @@ def inspect(
         ValueError: the target is not known.
         RuntimeError: Triton is missing, interprets kernels instead of compiling them, or cannot compile for the target.
     """
-    if not re.fullmatch(r"sm_\d+|gfx\w+", arch):
+    if not re.fullmatch(r"sm_\d{2,3}|gfx\w+", arch):
         raise ValueError(f"arch must be like 'sm_90' or 'gfx942', got {arch!r}")
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 is set: Triton interprets kernels and cannot compile them; unset it")
