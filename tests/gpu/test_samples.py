@@ -57,11 +57,12 @@ def test_one_launch_and_nothing_waits(backend, generator):
     assert all(samples.count == 2 and (samples.mean == 1.0).all() for samples in optimizer._samples.values())
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 48 * 2**30, reason="48 GiB of free memory are needed"
-)
+@pytest.mark.xdist_group("most of a GPU's memory")
 def test_more_elements_than_32_bits_count(backend):
     """Both ends of a tensor."""
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < 48 * 2**30:
+        pytest.skip("needs 48 GiB of free GPU memory")
     param = torch.nn.Parameter(torch.zeros(2**31 + 1000, device="cuda"))
     optimizer = SampleVSGD([param], lr=1e-2, backend=backend)
     for value in (1.0, 3.0):
