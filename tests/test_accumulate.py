@@ -63,7 +63,9 @@ def test_instruction_sets(dtype, generator, monkeypatch):
     pairs = pairs_of(dtype, generator)
     params = [torch.nn.Parameter(param) for param, _ in pairs]
     steps = [[grad * factor for _, grad in pairs] for factor in (1.0, -0.5, 3.0)]
-    found = [accumulated(params, steps, "cpp") for _ in each_isa(monkeypatch)]
+    found = [accumulated(params, steps, "cpp")]  # by the best, and then by each
+    found += [accumulated(params, steps, "cpp") for _ in each_isa(monkeypatch)]
+    assert len(found) > 1
     for moments in found[1:]:
         assert_same_bits(moments, found[0])
 

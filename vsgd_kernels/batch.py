@@ -89,7 +89,7 @@ class Batch:
         """For each parameter what its states are rounded by."""
         return list(map(tensor_key, self.seeds, self.places))
 
-    def operands(self) -> list[Tensor]:
+    def moving(self) -> list[Tensor]:
         """What a step reads and writes beside parameters and gradients."""
         sometimes = (tensor for tensor in (*self.lows, *self.blocks, *self.variances) if tensor is not None)
         return [*chain.from_iterable(self.states), *self.steps, *sometimes]

@@ -56,8 +56,8 @@ class Intake:
 
     def watch(self, param_groups: ParamGroups) -> None:
         """Has `unchanged` know the groups, all of whose gradients are what it adds."""
-        if all(backend.takes_addresses for backend, _, _ in self._launches):
-            alignment = max(backend.alignment for backend, _, _ in self._launches)
+        alignment = backends.alignment_of(backend for backend, _, _ in self._launches)
+        if alignment is not None:
             self._seen = Seen(lists_of(param_groups), alignment=alignment)
 
     def unchanged(self, param_groups: ParamGroups) -> Gradients | None:

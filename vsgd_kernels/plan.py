@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import backends
 from .backends.seen import Seen, look
 from .batch import Batch, Gradients
 from .formats import low_dtype
@@ -138,11 +139,11 @@ class Plan:
 
     def _see(self, scope: Scope) -> Seen | None:
         """What would have to be found again; None where what is prepared does not serve again."""
-        if not all(launch.backend.takes_addresses for launch, _ in self._launches):
+        alignment = backends.alignment_of(launch.backend for launch, _ in self._launches)
+        if alignment is None:
             return None
         batches = [launch.batch for launch, _ in self._launches]
-        moving = [tensor for batch in batches for tensor in batch.operands()]
-        alignment = max((launch.backend.alignment for launch, _ in self._launches), default=1)
+        moving = [tensor for batch in batches for tensor in batch.moving()]
         seen = Seen(lists_of(scope.param_groups), [scope.state, scope.variances], moving, alignment)
         if not seen.keeps_states:
             for batch in batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Protocol
 
@@ -24,10 +25,9 @@ class Backend(Protocol):
     """What steps a batch. A backend checks nothing of it: `Batch.check` has."""
 
     name: str
-    #: Whether `run` needs no more of gradients than their addresses, so that what was prepared serves again.
-    takes_addresses: bool
-    #: Bytes; by how much a gradient's address is off a multiple of it is to stay as it was prepared for.
-    alignment: int
+    #: Bytes; by how much a gradient's address is off a multiple of it is to stay as it was prepared for. None where of
+    #: gradients more than addresses is needed, so that what was prepared does not serve again.
+    alignment: int | None
 
     @property
     def device_types(self) -> tuple[str, ...] | None:
@@ -109,6 +109,13 @@ def choose(name: str | None, device: torch.device) -> Backend:
         runs_on = ", ".join(backend.device_types or ())
         raise ValueError(f"backend={backend.name!r} runs on {runs_on}, got a parameter on {device}")
     return backend
+
+
+def alignment_of(used: Iterable[Backend]) -> int | None:
+    """What serves all of some backends as `Backend.alignment`."""
+    each = [backend.alignment for backend in used]
+    known = [alignment for alignment in each if alignment is not None]
+    return max(known, default=1) if len(known) == len(each) else None
 
 
 @cache

@@ -18,8 +18,7 @@ class CppBackend:
 
     name = "cpp"
     device_types: tuple[str, ...] | None = ("cpu",)
-    takes_addresses = True
-    alignment = 1
+    alignment: int | None = 1
     #: One of `ISAS`: the instruction set to use, "auto" being the best of this processor.
     isa = "auto"
 

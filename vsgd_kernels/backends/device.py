@@ -48,8 +48,7 @@ class DeviceBackend(ABC):
     """
 
     chunk = 1024
-    takes_addresses = True
-    alignment = ALIGNMENT
+    alignment: int | None = ALIGNMENT
 
     def prepare(self, batch: Batch, grads: list[Tensor]) -> Prepared:
         """Builds the tables on the device."""

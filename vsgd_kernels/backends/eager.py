@@ -18,8 +18,7 @@ class EagerBackend:
 
     name = "eager"
     device_types: tuple[str, ...] | None = None
-    takes_addresses = False
-    alignment = 1
+    alignment: int | None = None
 
     def why_unavailable(self) -> str | None:
         """It always is available."""

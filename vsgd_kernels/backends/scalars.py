@@ -14,7 +14,7 @@ class HostScalars:
 
     The counts are moved into one buffer, of which each parameter's stays a view: one operation counts all of them, and
     bytes tell whether somebody else has counted, in a tenth of the time that tensors take to. (Where a count has left
-    the buffer, `Table` or a snapshot has noticed, and there are other scalars.)
+    the buffer, `Seen` has noticed, and there are other scalars.)
 
     Attributes:
         row: for each tensor its row of what `of` returns.
