@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from tests.cases import assert_same_bits, gradient
+from tests.cases import assert_same_bits, check_step, gradient
 from vsgd_kernels import VSGD, SampleVSGD, graphs
 from vsgd_kernels.stepper import Stepper
 
@@ -58,6 +58,34 @@ def test_graphs_of_steps_on_samples(generator, monkeypatch):
         assert getattr(param, name) is not None
         assert optimizer._samples[param].count == 1
         setattr(param, name, None)
+
+
+def test_graphs_of_a_first_step(case, generator, monkeypatch):
+    """What a capture would make is refused, and a step outside of it makes it: states, formats, variances."""
+    param = torch.nn.Parameter(torch.randn(5000, generator=generator))
+    param.grad = gradient(param, generator)
+    optimizer = case.optimizer([param], lr=1e-2, capturable=True)
+
+    def refused(message):
+        before = dict(optimizer.state.get(param, {}))
+        with monkeypatch.context() as there:
+            there.setattr(graphs, "capturing", lambda: True)
+            with pytest.raises(RuntimeError, match=message):
+                optimizer.step()
+        assert optimizer.state.get(param, {}).keys() == before.keys()
+        assert all(value is before[key] for key, value in optimizer.state.get(param, {}).items())
+
+    refused("parameter 0 of group 0 has no state yet")
+    check_step(optimizer, [param])
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[0]["state_format"] = "bf16"
+    refused("the state of parameter 0 of group 0 is not yet in the format that its group asks for")
+    optimizer.param_groups[0]["state_format"] = "fp32"
+    optimizer.load_state_dict(saved)
+    if case.optimizer.rule.samples:
+        refused("there is no variance of a parameter's samples yet")
+        assert not optimizer._samples
+    check_step(optimizer, [param])
 
 
 def test_variances_of_a_step_before_a_graph(generator, monkeypatch):

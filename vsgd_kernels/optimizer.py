@@ -139,19 +139,20 @@ class FusedOptimizer(Optimizer):
         self._opt_called = True
         if self._release is not None:
             self._release.check_step(self)
-        settings = [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups]
-        scope = Scope(
+        norm = self._stepper.step(self._scope())
+        if self._max_grad_norm is not None:
+            self.grad_norm = norm
+
+    def _scope(self) -> Scope:
+        return Scope(
             self.param_groups,
             self.state,
-            settings,
+            [hyperparameters.settings(self.rule.hyper, group) for group in self.param_groups],
             self._variances(),
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
             max_norm=self._max_grad_norm,
         )
-        norm = self._stepper.step(scope)
-        if self._max_grad_norm is not None:
-            self.grad_norm = norm
 
     def _variances(self) -> dict[Tensor, Tensor]:
         """Of each parameter's samples, for a rule that takes them."""

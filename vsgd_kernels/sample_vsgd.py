@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from . import graphs, hyperparameters, intake, rules
+from . import graphs, intake, rules
 from .backends.seen import Seen
 from .batch import Gradients
 from .intake import Found, Intake, has_samples
 from .plan import lists_of, params_of
 from .samples import Samples, all_reduce
+from .stepper import check_capture
 from .vsgd import VSGD
 
 
@@ -142,6 +143,11 @@ class SampleVSGD(VSGD):
     def _samples_of(self, param: Tensor) -> Samples:
         samples = self._samples.get(param)
         if samples is None or not (samples.count or samples.fits(param)):
+            if graphs.capturing():
+                raise RuntimeError(
+                    "a CUDA graph is being captured, and there is no variance of a parameter's samples yet: its memory "
+                    "would be the graph's, and 0 only from the first replay on; take a step before the capture"
+                )
             samples = self._samples[param] = Samples.none_of(param)
             self._forget_prepared()
         return samples
@@ -233,10 +239,11 @@ class SampleVSGD(VSGD):
         self._plain = None
         self._forget_what_has_left()
         self._check_scaler()
-        for group in self.param_groups:
-            hyperparameters.settings(self.rule.hyper, group)  # refuses before anything is taken
-        if self._has_accumulated() or self._are_samples_given():
-            _check_not_capturing()
+        scope = self._scope()  # refuses settings before anything is taken
+        if graphs.capturing():
+            check_capture(scope)
+            if self._has_accumulated() or self._are_samples_given():
+                _check_not_capturing()
         self._take_what_belongs_to_samples()
         fed = {param: samples for param, samples in self._samples.items() if samples.count}
         if not fed and all(param.grad is None for param in params_of(self.param_groups)):

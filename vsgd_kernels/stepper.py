@@ -125,6 +125,11 @@ class Stepper:
                 own = scope.state.setdefault(op.param, {})
                 numel = scope.parts[op.param].numel if op.param in scope.parts else op.param.numel()
                 parameter_state.complete(own, self._rule, op.param, numel, scope.settings[op.group])
+                if graphs.capturing() and not _same(own, before[op.param]):
+                    raise RuntimeError(
+                        f"a CUDA graph is being captured, and the state of {op.name} is not yet in the format that its "
+                        "group asks for: replays would convert it each time; take a step before the capture"
+                    )
             if any(isinstance(op.param, FakeTensor) for op in operands):
                 return None
             plan = Plan(self._rule, self._backend, scope)
@@ -145,6 +150,11 @@ def _put_back(state: dict[Tensor, dict[str, Any]], param: Tensor, entries: dict[
         state[param].update(entries)
 
 
+def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether two dicts hold the same objects."""
+    return some.keys() == others.keys() and all(value is others[key] for key, value in some.items())
+
+
 def _only_makes_states(scope: Scope) -> bool:
     """Whether every learning rate and every gradient is 0."""
     operands = list(operands_of(scope))
@@ -154,8 +164,12 @@ def _only_makes_states(scope: Scope) -> bool:
 
 def _check(scope: Scope) -> None:
     check_scalars(scope.grad_scale, scope.found_inf)
-    if not graphs.capturing():
-        return
+    if graphs.capturing():
+        check_capture(scope)
+
+
+def check_capture(scope: Scope) -> None:
+    """Raises RuntimeError where replays of a graph of the step would not do the same again."""
     for op in operands_of(scope):
         if not scope.settings[op.group].capturable:
             raise RuntimeError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.gpu_cost import kernels
-from tests.cases import CASES, check_step, gradient, make_params, step_counts
+from tests.cases import CASES, assert_stepped, check_step, gradient, make_params, reference_step, step_counts
 from tests.gpu.tensors import GPU, give_gradients, on_gpu, sync_is_an_error, values_of
 
 pytestmark = GPU
@@ -79,13 +79,72 @@ def test_graph_with_backward(case, backend, generator):
         torch.testing.assert_close(a, b)
 
 
-def test_capture_refused(case, backend):
-    param = torch.nn.Parameter(torch.ones(3, device="cuda"))
-    param.grad = torch.ones_like(param)
-    for capturable, message in ((False, "capturable=False"), (True, "has no state yet")):
-        optimizer = case.optimizer([param], lr=1e-2, capturable=capturable, backend=backend)
+def test_capture_refused(case, backend, generator):
+    """What a capture makes is there only from the first replay on: a step before that finds nothing of it."""
+    params = on_gpu([torch.randn(5000, generator=generator)])
+    give_gradients(params, generator)
+
+    def refused(optimizer, message):
         with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
             optimizer.step()
+        check_step(optimizer, params)
+
+    optimizer = case.optimizer(params, lr=1e-2, capturable=False, backend=backend)
+    refused(optimizer, "capturable=False")
+    optimizer = case.optimizer(params, lr=1e-2, capturable=True, backend=backend)
+    refused(optimizer, "has no state yet")
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[0]["state_format"] = "bf16"
+    optimizer.step()
+    optimizer.param_groups[0]["state_format"] = "fp32"
+    refused(optimizer, "is not yet in the format that its group asks for")
+    if case.optimizer.rule.samples:
+        optimizer.load_state_dict(saved)
+        refused(optimizer, "there is no variance of a parameter's samples yet")
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_scalars_in_turn(case, backend, generator, capturable):
+    """A kernel that was compiled for other scalars, or another alignment of them, does not serve."""
+    params = on_gpu([torch.randn(n, generator=generator) for n in (100, 3000)])
+    optimizer = case.optimizer(params, lr=1e-2, capturable=capturable, backend=backend)
+    eights = torch.full((5,), 8.0, device="cuda")
+    zeros = torch.zeros(5, device="cuda")
+    for scale, found in 2 * [(None, None), (eights[:1], None), (eights[1:2], zeros[4:]), (None, zeros[1:2])]:
+        give_gradients(params, generator)
+        expected = reference_step(optimizer, params, [param.grad for param in params])
+        optimizer.grad_scale, optimizer.found_inf = scale, found
+        if scale is not None:
+            torch._foreach_mul_([param.grad for param in params], 8.0)
+        optimizer.step()
+        assert_stepped(optimizer, params, expected)
+
+
+def test_groups_with_rates_of_both_kinds(case, backend, generator):
+    """A learning rate on the device and one that is a number; both are read at each step."""
+    params = on_gpu([torch.randn(n, generator=generator) for n in (100, 3000, 5)])
+    lr = torch.tensor(1e-2, device="cuda")
+    groups = [{"params": params[:1], "lr": lr}, {"params": params[1:], "lr": 5e-3}]
+    optimizer = case.optimizer(groups, capturable=True, backend=backend)
+    for _ in range(3):
+        give_gradients(params, generator)
+        check_step(optimizer, params)
+        lr.mul_(0.5)
+        optimizer.param_groups[1]["lr"] *= 0.7
+
+
+def test_dropped_states(case, backend, generator):
+    """Their memory is free at once, and the next step begins anew."""
+    params = on_gpu([torch.randn(2**20, generator=generator)])
+    give_gradients(params, generator)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    for _ in range(2):
+        check_step(optimizer, params)
+    before = torch.cuda.memory_allocated()
+    optimizer.state.clear()
+    assert before - torch.cuda.memory_allocated() >= len(case.optimizer.rule.states) * 4 * 2**20
+    for _ in range(2):
+        check_step(optimizer, params)
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])

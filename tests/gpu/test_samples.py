@@ -28,8 +28,9 @@ def fed(device, backend, steps):
 
 
 def test_backends_give_the_same_bits(dtype, generator):
-    start = [torch.zeros(n, dtype=dtype) for n in SIZES] + [torch.zeros(40, 30, dtype=dtype).t()]
+    start = [torch.zeros(n, dtype=dtype) for n in SIZES] + [torch.zeros(40, 30, dtype=dtype)]
     steps = [[*(gradient(p, generator) for p in start), extreme_gradients().to(dtype)] for _ in range(3)]
+    steps = [[grad.t() if grad.dim() == 2 else grad for grad in grads] for grads in steps]
     wanted = fed("cpu", "cpp", steps)
     for backend in ("triton", "cuda", "eager"):
         assert_same_bits(fed("cuda", backend, steps), wanted)
@@ -55,6 +56,32 @@ def test_one_launch_and_nothing_waits(backend, generator):
     names = [name for name in kernels(accumulate) if "add_" in name]
     assert len(names) == 1, names
     assert all(samples.count == 2 and (samples.mean == 1.0).all() for samples in optimizer._samples.values())
+
+
+def test_another_stream(backend, generator):
+    """Samples are added, and stepped on, where they are computed: after what that stream has to do before."""
+    params = on_gpu([torch.randn(n, generator=generator) for n in (100, 3000)])
+    twins = [torch.nn.Parameter(param.detach().cpu()) for param in params]
+    optimizer = SampleVSGD(params, lr=1e-2, backend=backend)
+    twin = SampleVSGD(twins, lr=1e-2)
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
+    for i in range(4):
+        torch.cuda.synchronize()
+        with torch.cuda.stream(streams[i % 2]):
+            for _ in range(2):
+                grads = [gradient(other, generator) for other in twins]
+                torch.cuda._sleep(10_000_000)
+                for param, other, grad in zip(params, twins, grads, strict=True):
+                    param.grad = grad.cuda(non_blocking=True)
+                    other.grad = grad
+                optimizer.accumulate()
+                twin.accumulate()
+            optimizer.step()
+            twin.step()
+    torch.cuda.synchronize()
+    for param, other in zip(params, twins, strict=True):
+        there = [param.detach(), *optimizer.state[param].values()]
+        assert_same_bits([t.cpu() for t in there], [other.detach(), *twin.state[other].values()])
 
 
 @pytest.mark.xdist_group("most of a GPU's memory")

@@ -14,6 +14,8 @@ from .. import graphs
 from .table import SampleTable, Table
 
 ALIGNMENT = 16  # bytes of the widest access
+#: Bytes that CUDA takes at once to a place of its own; for more that is not pinned, the host waits for the stream.
+_STAGED = 2**16
 
 
 def misaligned(addresses: Tensor) -> Tensor:
@@ -42,12 +44,14 @@ class OnDevice(ABC):
         return self.copy(torch.empty_like(host, device=self.device), host)
 
     def copy(self, to: Tensor, host: Tensor) -> Tensor:
-        """Overwrites a tensor on the device, and returns it.
+        """Overwrites a tensor on the device, and returns it; the host does not wait for that.
 
         A graph that is being captured will copy again: from memory that stays, and pinned, for torch refuses other.
         """
-        if graphs.capturing():
+        capturing = graphs.capturing()
+        if capturing or (host.nbytes > _STAGED and self.device.type == "cuda"):
             host = host.pin_memory()
+        if capturing:
             self._kept.append(host)
         return to.copy_(host, non_blocking=True)
 
@@ -55,12 +59,13 @@ class OnDevice(ABC):
         """Makes the device the current one, and keeps the tables' memory for the current stream."""
         if self.device.type != "cuda":
             return nullcontext()
-        stream = torch.cuda.current_stream(self.device)
-        if stream.cuda_stream not in self._streams and not graphs.capturing():
-            self._streams.add(stream.cuda_stream)
+        # torch.cuda.current_stream makes an object, and torch.cuda.device enters what is entered already: 10 us.
+        stream = torch._C._cuda_getCurrentRawStream(self.device.index)
+        if stream not in self._streams and not graphs.capturing():
+            self._streams.add(stream)
             for tensor in self.tensors():
-                tensor.record_stream(stream)
-        return torch.cuda.device(self.device)
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return nullcontext() if torch.cuda.current_device() == self.device.index else torch.cuda.device(self.device)
 
 
 class Chunked:
