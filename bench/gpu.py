@@ -39,7 +39,7 @@ def run(title: str, command: list[str], deadline: float, **env: str) -> bool:
 
 def test_command() -> list[str]:
     """pytest's arguments. The settings of pyproject.toml ask for plugins that need not be here."""
-    command = ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--durations=5", "tests/gpu"]
+    command = ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--durations=5", "-rs", "tests/gpu"]
     if find_spec("xdist"):
         command += ["--numprocesses", str(min(os.cpu_count() or 1, MOST_PROCESSES)), "--dist", "loadgroup"]
     return command
