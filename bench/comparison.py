@@ -48,7 +48,8 @@ def brief(results: Results | None, a: str, b: str) -> str:
         return "some runs diverged"
     side, size, agree = difference
     if agree:
-        return f"{side} with all {len(results['experiment']['seeds'])} seeds, by {size}"
+        seeds = len(results["experiment"]["seeds"])
+        return f"{side} with {'the only seed' if seeds == 1 else f'all {seeds} seeds'}, by {size}"
     return f"no clear difference ({side} by {size})"
 
 
@@ -60,7 +61,8 @@ def compare(results: Results, a: str, b: str) -> str:
     side, size, agree = difference
     beside = f"ahead of {b}" if side == "ahead" else f"behind {b}"
     if agree:
-        return f"{a} is {beside} with all seeds, by {size}."
+        only = len(results["experiment"]["seeds"]) == 1
+        return f"{a} is {beside} with {'the only seed' if only else 'all seeds'}, by {size}."
     return f"No clear difference: {a} is {beside} by {size}, but not with all seeds."
 
 
