@@ -13,6 +13,13 @@ constexpr int kEach = 4;  // elements of a lane: for fp32, one widest access eac
 constexpr int64_t kTile = kLanes * kEach;
 static_assert(kTile == kCodes, "a warp steps one block of codes");
 
+// How many warps take a chunk: no more than an average one has tiles for. The others would keep a multiprocessor's registers
+// for no more than reading the tables: three of four, where tensors have 64 elements.
+inline int warps_of(int64_t elements, int64_t chunks) {
+  const int64_t tiles = chunks ? (elements / chunks + kTile - 1) / kTile : 1;
+  return int(tiles < 1 ? 1 : tiles < kWarps ? tiles : kWarps);
+}
+
 // How a launch's tensors are accessed: all addresses are multiples of 16 bytes, or not, or strides differ.
 enum class Path { aligned, misaligned, strided };
 template <Path path> using PathOf = Value<Path, path>;

@@ -73,8 +73,8 @@ vsgd::Kind kind_of(std::string rule, int64_t dtype, int64_t path, int64_t format
 
 void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts, const Tensor& chunk_tensor,
                  const Tensor& first_chunk, const Tensor& scalar_row, const Tensor& scalars,
-                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t chunk, std::string rule,
-                 int64_t dtype, int64_t path, int64_t format) {
+                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t chunk, int64_t elements,
+                 std::string rule, int64_t dtype, int64_t path, int64_t format) {
   const vsgd::Step step{rows_of(rows),
                         grads.const_data_ptr<int64_t>(),
                         layouts.const_data_ptr<int64_t>(),
@@ -84,7 +84,8 @@ void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts,
                         scalars.data_ptr(),
                         {scalar_of(grad_scale), scalar_of(found_inf)},
                         chunk_tensor.numel(),
-                        chunk};
+                        chunk,
+                        vsgd::warps_of(elements, chunk_tensor.numel())};
   const vsgd::Kind kind = kind_of(std::move(rule), dtype, path, format);
 #ifdef USE_CUDA
   if (rows.is_cuda()) return check_known(vsgd::step_on_cuda(step, kind, rows.get_device_index()), kind.rule);
@@ -135,8 +136,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
   m.def("_add_samples_cpu(Tensor rows, Tensor samples, Tensor counts, Tensor layouts, str isa) -> ()");
   m.def(
       "_step_device(Tensor rows, Tensor grads, Tensor layouts, Tensor chunk_tensor, Tensor first_chunk, "
-      "Tensor scalar_row, Tensor scalars, Tensor? grad_scale, Tensor? found_inf, int chunk, str rule, int dtype, "
-      "int path, int format) -> ()");
+      "Tensor scalar_row, Tensor scalars, Tensor? grad_scale, Tensor? found_inf, int chunk, int elements, str rule, "
+      "int dtype, int path, int format) -> ()");
   m.def(
       "_count_device(Tensor rows, Tensor hyper, Tensor(a!) scalars, Tensor? found_inf, str rule, int dtype) -> ()");
   m.def(

@@ -40,7 +40,7 @@ bool step_on_cuda(const Step& step, const Kind& kind, int32_t device) {
   const bool known = dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
     step_kernel<typename decltype(rule)::type, typename decltype(param)::type, decltype(format)::value,
                 decltype(path)::value>
-        <<<unsigned(step.chunks), kThreads, 0, current_stream(device)>>>(step);
+        <<<unsigned(step.chunks), unsigned(step.warps) * kLanes, 0, current_stream(device)>>>(step);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return known;

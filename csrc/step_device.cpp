@@ -10,7 +10,7 @@ namespace vsgd {
 bool step_on_host(const Step& step, const Kind& kind) {
   return dispatch(kind, [&](auto rule, auto param, auto format, auto path) {
     for (int64_t chunk = 0; chunk < step.chunks; ++chunk)
-      for (int warp = 0; warp < kWarps; ++warp)
+      for (int warp = 0; warp < step.warps; ++warp)
         step_warp<typename decltype(rule)::type, typename decltype(param)::type, decltype(format)::value,
                   decltype(path)::value>(step, chunk, warp);
   });

@@ -30,6 +30,7 @@ struct Step {
   const void* scalars;          // Rule::Scalars<A>
   Amp amp;
   int64_t chunks, chunk;  // how many, and elements of each
+  int warps;              // that take one
 };
 
 // What precedes a step whose counts are on the device.
@@ -70,7 +71,7 @@ VSGD_FN void step_warp(const Step& step, int64_t chunk, int warp) {
   const Noise noise = format == Format::fp32 && !is_16_bit<P> ? Noise() : Noise::of(row.key, float(s.t));
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
-  for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
+  for (int64_t first = begin + warp * kTile; first < end; first += step.warps * kTile) {
     uint32_t* words = reinterpret_cast<uint32_t*>(row.blocks) + (kHasBlocks<format> ? first / kCodes * Rule::states : 0);
     if (path == Path::aligned && first + kTile <= end) {
       Tile<Rule, P, format, Path::aligned, true>{

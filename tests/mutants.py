@@ -153,7 +153,7 @@ MUTANTS = [
     ("packed512.h", "if (means.high >= kMostUnits + kScale) return false;", ""),
     ("run_avx512.cpp", "  kept.code();\n}", "}"),
     ("step_device.h", "if (!(count.found_inf && *count.found_inf != 0.0f)) *counter = t;", "*counter = t;"),
-    ("step_device.h", "first += kWarps * kTile", "first += 2 * kWarps * kTile"),
+    ("step_device.h", "first += step.warps * kTile", "first += 2 * step.warps * kTile"),
     (
         "lanes.h",
         "if (element(j) < numel) base[offset(operand, j)] = pack.at[j];",

@@ -61,6 +61,7 @@ class CudaBackend(DeviceBackend):
             grad_scale,
             found_inf,
             prepared.chunk,
+            launch.elements,
             prepared.batch.rule.name,
             DTYPES.index(launch.path.dtype),
             _path_code(launch.path),

@@ -73,6 +73,7 @@ class Chunked:
 
     Attributes:
         indices: [n] their rows, on the CPU.
+        elements: of all tensors.
         rows: [n, columns] int64.
         layouts: int64 records, see table.py.
         programs: how many chunks there are.
@@ -83,6 +84,7 @@ class Chunked:
     def __init__(self, on: OnDevice, table: Table | SampleTable, indices: list[int], chunk: int) -> None:
         self.indices = torch.tensor(indices, device="cpu")
         rows = table.rows[self.indices]
+        self.elements = int(rows[:, table.NUMEL].sum())
         chunks = (rows[:, table.NUMEL] + chunk - 1) // chunk
         self.programs = int(chunks.sum())
         self.rows, self.layouts = on.upload(rows), on.upload(table.layouts)
