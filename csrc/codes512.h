@@ -252,7 +252,7 @@ class Range512 {
   }
   template <bool rate>
   VSGD_FN Range range() const {
-    return {_mm512_reduce_max_epu32(high_), rate ? kDeepest - _mm512_reduce_min_epu32(low_) : 0, 0};
+    return {_mm512_reduce_max_epu32(high_), rate ? _mm512_reduce_min_epu32(low_) : kMostBits, 0};
   }
 
  private:

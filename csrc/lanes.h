@@ -16,7 +16,7 @@ static_assert(kTile == kCodes, "a warp steps one block of codes");
 // How many warps take a chunk: no more than an average one has tiles for. The others would keep a multiprocessor's registers
 // for no more than reading the tables: three of four, where tensors have 64 elements.
 inline int warps_of(int64_t elements, int64_t chunks) {
-  const int64_t tiles = chunks ? (elements / chunks + kTile - 1) / kTile : 1;
+  const int64_t tiles = chunks ? (elements + chunks * kTile - 1) / (chunks * kTile) : 1;
   return int(tiles < 1 ? 1 : tiles < kWarps ? tiles : kWarps);
 }
 
@@ -31,15 +31,6 @@ auto with_path(Path path, const Run& run) {
   if (path == Path::misaligned) return run(PathOf<Path::misaligned>());
   return run(PathOf<Path::strided>());
 }
-
-// Arrays stay in registers only where their indices are constants; a loop of unknown length is better left one.
-#ifdef __CUDACC__
-#define VSGD_UNROLL _Pragma("unroll")
-#define VSGD_NO_UNROLL _Pragma("unroll 1")
-#else
-#define VSGD_UNROLL
-#define VSGD_NO_UNROLL
-#endif
 
 // On the device the calling lane's share of a warp's work, on the host each lane's in turn.
 template <class Work>
@@ -80,12 +71,24 @@ VSGD_FN uint32_t largest_of_lanes(const Number& number) {
 #endif
 }
 
+// The least of all lanes' numbers.
+template <class Number>
+VSGD_FN uint32_t least_of_lanes(const Number& number) {
+#ifdef __CUDA_ARCH__
+  return __reduce_min_sync(0xffffffffu, number(int(threadIdx.x % kLanes)));
+#else
+  uint32_t least = ~0u;
+  for (int lane = 0; lane < kLanes; ++lane) least = smaller(least, number(lane));
+  return least;
+#endif
+}
+
 // The range of all lanes' ranges.
 template <bool nan>
-VSGD_FN Range range_of_lanes(PerLane<Range>& ranges) {
+VSGD_FN Range range_of_lanes(PerLane<Range>& ranges, bool rate) {
   Range range;
   range.high = largest_of_lanes([&](int lane) { return ranges[lane].high; });
-  range.depth = largest_of_lanes([&](int lane) { return ranges[lane].depth; });
+  if (rate) range.low = least_of_lanes([&](int lane) { return ranges[lane].low; });
   if (nan) range.nan = largest_of_lanes([&](int lane) { return ranges[lane].nan; });
   return range;
 }

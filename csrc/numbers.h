@@ -14,6 +14,15 @@
 #define VSGD_FN inline
 #endif
 
+// Arrays stay in registers only where their indices are constants; a loop of unknown length is better left one.
+#ifdef __CUDACC__
+#define VSGD_UNROLL _Pragma("unroll")
+#define VSGD_NO_UNROLL _Pragma("unroll 1")
+#else
+#define VSGD_UNROLL
+#define VSGD_NO_UNROLL
+#endif
+
 namespace vsgd {
 
 struct bf16 { uint16_t bits; };

@@ -103,8 +103,12 @@ struct Packed {
     const int32_t a = int32_t(bit_length(high[0] - low[0])), b = int32_t(bit_length(high[1] - low[1]));
     const int32_t bits = int32_t(rate_bits);
     uint32_t k = uint32_t(greatest(5, a - bits, b - bits, two ? (a + b - bits + 1) >> 1 : 5));
-    const bool fits_at[] = {fits(low, high, k), fits(low, high, k + 1), fits(low, high, k + 2)};  // none waits for another
+#ifdef __CUDA_ARCH__  // one block of 15 to 30 takes another step; bound by instructions, the device asks for it only then
+    VSGD_NO_UNROLL for (int i = 0; i < 3 && !fits(low, high, k); ++i) ++k;
+#else  // none of these waits for another
+    const bool fits_at[] = {fits(low, high, k), fits(low, high, k + 1), fits(low, high, k + 2)};
     k += fits_at[0] ? 0 : fits_at[1] ? 1 : fits_at[2] ? 2 : 3;
+#endif
     word[1] = low[0] >> k << k | k;
     if (two) word[states - 1] = low[1] >> k << k | bit_length(highest_code(low[0], high[0], k));
   }

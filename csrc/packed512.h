@@ -188,9 +188,9 @@ class PackedCoder {
     for (int j = 0; j < rates; ++j) ranges[j + 1] = ranges_[j].template range<true>();
     // Here, for gcc would find them where they are used: 4 % slower.
     if constexpr (rates == 2) {
-      asm volatile("" : "+r"(ranges[1].high), "+r"(ranges[1].depth), "+r"(ranges[2].high), "+r"(ranges[2].depth));
+      asm volatile("" : "+r"(ranges[1].high), "+r"(ranges[1].low), "+r"(ranges[2].high), "+r"(ranges[2].low));
     } else {
-      asm volatile("" : "+r"(ranges[1].high), "+r"(ranges[1].depth));
+      asm volatile("" : "+r"(ranges[1].high), "+r"(ranges[1].low));
     }
     meanwhile();
     pending_.code();

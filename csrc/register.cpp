@@ -105,8 +105,8 @@ void count_device(const Tensor& rows, const Tensor& hyper, Tensor scalars, std::
 }
 
 void add_samples_device(const Tensor& rows, const Tensor& samples, const Tensor& counts, const Tensor& layouts,
-                        const Tensor& chunk_tensor, const Tensor& first_chunk, int64_t chunk, int64_t dtype,
-                        int64_t path) {
+                        const Tensor& chunk_tensor, const Tensor& first_chunk, int64_t chunk, int64_t elements,
+                        int64_t dtype, int64_t path) {
   const vsgd::SampleStep step{sample_rows_of(rows),
                               samples.const_data_ptr<int64_t>(),
                               counts.const_data_ptr<int64_t>(),
@@ -114,7 +114,8 @@ void add_samples_device(const Tensor& rows, const Tensor& samples, const Tensor&
                               chunk_tensor.const_data_ptr<int32_t>(),
                               first_chunk.const_data_ptr<int64_t>(),
                               chunk_tensor.numel(),
-                              chunk};
+                              chunk,
+                              vsgd::warps_of(elements, chunk_tensor.numel())};
 #ifdef USE_CUDA
   if (rows.is_cuda()) return vsgd::add_samples_on_cuda(step, dtype, vsgd::Path(path), rows.get_device_index());
 #endif
@@ -142,7 +143,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vsgd_kernels, m) {
       "_count_device(Tensor rows, Tensor hyper, Tensor(a!) scalars, Tensor? found_inf, str rule, int dtype) -> ()");
   m.def(
       "_add_samples_device(Tensor rows, Tensor samples, Tensor counts, Tensor layouts, Tensor chunk_tensor, "
-      "Tensor first_chunk, int chunk, int dtype, int path) -> ()");
+      "Tensor first_chunk, int chunk, int elements, int dtype, int path) -> ()");
   m.def("_best_isa() -> int");
   m.def("_watch(Tensor[] tensors) -> int");
   m.def("_watch_moved(int watch) -> bool");

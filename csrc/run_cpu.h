@@ -115,7 +115,7 @@ VSGD_FN Q8 find_word(const float*, int64_t, const uint16_t*, uint32_t*) {
 }
 template <bool rate>
 VSGD_FN Q8 find_word(const float* numbers, int64_t n, const uint8_t*, uint32_t* word) {
-  *word = q8_word<rate>(range_of(numbers, n));
+  *word = q8_word<rate>(range_of<rate>(numbers, n));
   return Q8::of<rate>(*word);
 }
 

@@ -32,7 +32,7 @@ VSGD_FN void states_of(const float (*numbers)[kCodes], int64_t i, float* state) 
 }
 
 // The range of what `number` says of the states of n elements; of those with NaN, that they are there.
-template <int states, class Number>
+template <bool rate, int states, class Number>
 VSGD_FN Range range_of_each(const float (*numbers)[kCodes], int64_t n, bool nan, const Number& number) {
   float each[kCodes];
   for (int64_t i = 0; i < n; ++i) {
@@ -45,7 +45,7 @@ VSGD_FN Range range_of_each(const float (*numbers)[kCodes], int64_t n, bool nan,
     states_of<states>(numbers, i, state);
     if (has_nan<states>(state)) each[i] = bit_cast<float>(kNan);
   }
-  return range_of(each, n);
+  return range_of<rate>(each, n);
 }
 
 // Writes the words of a block of n elements; start: the random bits of the first.
@@ -54,16 +54,16 @@ VSGD_FN void find_packed_words(const float (*numbers)[kCodes], int64_t n, uint32
   Range ranges[states];
   bool nan = false;
   for (int k = 0; k < states; ++k) {
-    ranges[k] = range_of(numbers[k], n);
+    ranges[k] = k ? range_of<true>(numbers[k], n) : range_of<false>(numbers[k], n);
     nan |= ranges[k].nan != 0;
   }
   if (nan) {  // in whichever state, it counts for none
     for (int k = 1; k < states; ++k)
-      ranges[k] = range_of_each<states>(numbers, n, true, [&](int64_t, const float* state) { return state[k]; });
+      ranges[k] = range_of_each<true, states>(numbers, n, true, [&](int64_t, const float* state) { return state[k]; });
   }
   Packed<states>::find_rate_words(ranges, words);
   const auto rates = Packed<states>::of(words);
-  const Range means = range_of_each<states>(numbers, n, nan, [&](int64_t i, const float* state) {
+  const Range means = range_of_each<false, states>(numbers, n, nan, [&](int64_t i, const float* state) {
     return rates.in_units(state, random_of(start, i));
   });
   words[0] = q8_word<false>(means);

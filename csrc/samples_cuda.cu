@@ -16,7 +16,7 @@ void add_samples_on_cuda(const SampleStep& step, int64_t dtype, Path path, int32
   const DeviceGuard guard(device);
   dispatch_samples(dtype, path, [&](auto sample, auto path_of) {
     add_kernel<typename decltype(sample)::type, decltype(path_of)::value>
-        <<<unsigned(step.chunks), kThreads, 0, current_stream(device)>>>(step);
+        <<<unsigned(step.chunks), unsigned(step.warps) * kLanes, 0, current_stream(device)>>>(step);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }

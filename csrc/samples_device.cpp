@@ -10,7 +10,7 @@ namespace vsgd {
 void add_samples_on_host(const SampleStep& step, int64_t dtype, Path path) {
   dispatch_samples(dtype, path, [&](auto sample, auto path_of) {
     for (int64_t chunk = 0; chunk < step.chunks; ++chunk)
-      for (int warp = 0; warp < kWarps; ++warp)
+      for (int warp = 0; warp < step.warps; ++warp)
         add_warp<typename decltype(sample)::type, decltype(path_of)::value>(step, chunk, warp);
   });
 }

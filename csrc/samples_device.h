@@ -15,6 +15,7 @@ struct SampleStep {
   const int32_t* chunk_tensor;  // [chunks] the tensor that a chunk belongs to
   const int64_t* first_chunk;   // [tensors] the number of the tensor's first chunk
   int64_t chunks, chunk;        // how many, and elements of each
+  int warps;                    // that take one
 };
 
 void add_samples_on_host(const SampleStep& step, int64_t dtype, Path path);
@@ -53,7 +54,7 @@ VSGD_FN void add_warp(const SampleStep& step, int64_t chunk, int warp) {
   const int64_t address = step.samples[tensor], count = step.counts[tensor];
   const int64_t begin = (chunk - step.first_chunk[tensor]) * step.chunk;
   const int64_t end = begin + step.chunk < row.numel ? begin + step.chunk : row.numel;
-  for (int64_t first = begin + warp * kTile; first < end; first += kWarps * kTile) {
+  for (int64_t first = begin + warp * kTile; first < end; first += step.warps * kTile) {
     each_lane([&](int lane) {
       const Place<path> at(row, step.layouts, first, lane);
       if (path == Path::aligned && first + kTile <= end) {

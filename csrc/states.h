@@ -100,45 +100,45 @@ struct Q8 {
   }
 };
 
-// What a block's numbers are for its word: the largest of their bits, and of their distances from the largest bits that
-// there can be. NaN count for neither, and are noted.
+// What a block's numbers are for its word: the largest of their bits, and of rates the least. NaN count for neither, and are
+// noted.
+constexpr uint32_t kMostBits = 0x7fffffffu;
 struct Range {
-  uint32_t high = 0, depth = 0, nan = 0;
+  uint32_t high = 0, low = kMostBits, nan = 0;
 };
-constexpr uint32_t kDeepest = 0x7fffffffu;
 
 // All bits set for a number, none for NaN; by arithmetic, for a conditional maximum does not vectorise.
 VSGD_FN uint32_t number_mask(float x) { return ~uint32_t(int32_t(kInfinity - magnitude(x)) >> 31); }
 VSGD_FN uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
-// nan: whether x may be one; where it is and may not, the range's highest bits are beyond infinity's.
+VSGD_FN uint32_t smaller(uint32_t x, uint32_t y) { return x < y ? x : y; }
+// rate: whether x is one, which have no sign. nan: whether x may be one; where it is and may not, the range's highest bits
+// are beyond infinity's.
 template <bool nan>
-VSGD_FN void include(Range& range, float x) {
-  const uint32_t number = nan ? number_mask(x) : ~0u;
-  range.high = larger(range.high, magnitude(x) & number);
-  range.depth = larger(range.depth, (kDeepest - magnitude(x)) & number);
+VSGD_FN void include(Range& range, float x, bool rate) {
+  const uint32_t number = nan ? number_mask(x) : ~0u, bits = rate ? bit_cast<uint32_t>(x) : magnitude(x);
+  range.high = larger(range.high, bits & number);
+  if (rate) range.low = smaller(range.low, nan ? (bits | ~number) & kMostBits : bits);
   range.nan = larger(range.nan, ~number);
 }
 
 // The highest code of a block's rates, rounded up, in steps of 2^k.
-VSGD_FN uint32_t highest_code(uint32_t low, uint32_t high, uint32_t k) {
-  return (high - ((low >> k) << k) + ((1u << k) - 1u)) >> k;
-}
+VSGD_FN uint32_t highest_code(uint32_t low, uint32_t high, uint32_t k) { return ((high - 1u) >> k) - (low >> k) + 1u; }
+
 // The range of n numbers.
+template <bool rate>
 VSGD_FN Range range_of(const float* numbers, int64_t n) {
   Range range;
-  for (int64_t i = 0; i < n; ++i) include<false>(range, numbers[i]);
+  for (int64_t i = 0; i < n; ++i) include<false>(range, numbers[i], rate);
   if (range.high <= kInfinity) return range;
   range = Range();
-  for (int64_t i = 0; i < n; ++i) include<true>(range, numbers[i]);
+  for (int64_t i = 0; i < n; ++i) include<true>(range, numbers[i], rate);
   return range;
 }
 
 // The lowest and highest bits of a block's rates; where all are NaN, those of the least rate there is.
 struct RateRange {
   uint32_t low, high;
-  VSGD_FN explicit RateRange(const Range& range) : low(kDeepest - range.depth), high(larger(range.high, kTinyBits)) {
-    low = low < high ? low : high;
-  }
+  VSGD_FN explicit RateRange(const Range& range) : high(larger(range.high, kTinyBits)) { low = smaller(range.low, high); }
 };
 // The finest steps in which the block's bits fit, even rounded up.
 VSGD_FN uint32_t rate_word(const Range& range) {

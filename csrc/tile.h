@@ -102,13 +102,14 @@ struct Tile {
     uint32_t word[Rule::states], high = 0;
     Range range[Rule::states];
     VSGD_UNROLL for (int k = packed; k < Rule::states; ++k) {
-      range[k] = range_of<nan>(lanes, [&](const Lane& own, const Place<path>&, int j) { return own.state[k][j]; });
+      const auto number = [&](const Lane& own, const Place<path>&, int j) { return own.state[k][j]; };
+      range[k] = range_of<nan>(lanes, Rule::is_rate(k), number);
       high = larger(high, range[k].high);
     }
     if constexpr (packed) {
       Packed<Rule::states>::find_rate_words(range, word);
       const auto rates = Packed<Rule::states>::of(word);
-      range[0] = range_of<nan>(lanes, [&](const Lane& own, const Place<path>& at, int j) {
+      range[0] = range_of<nan>(lanes, false, [&](const Lane& own, const Place<path>& at, int j) {
         float state[Rule::states];
         own.states_of(j, state);
         return rates.in_units(state, random_bits(at, j));
@@ -136,15 +137,15 @@ struct Tile {
   }
   // The range of a number of each of the block's elements.
   template <bool nan, class Number>
-  VSGD_FN Range range_of(PerLane<Lane>& lanes, const Number& number) const {
+  VSGD_FN Range range_of(PerLane<Lane>& lanes, bool rate, const Number& number) const {
     PerLane<Range> ranges;
     each_lane([&](int lane) {
       const Place<path> at = place(lane);
       ranges[lane] = Range();
       VSGD_UNROLL for (int j = 0; j < kEach; ++j)
-        if (is_there(at, j)) include<nan>(ranges[lane], number(lanes[lane], at, j));
+        if (is_there(at, j)) include<nan>(ranges[lane], number(lanes[lane], at, j), rate);
     });
-    return range_of_lanes<nan>(ranges);
+    return range_of_lanes<nan>(ranges, rate);
   }
   // packed16 has NaN for all states of an element.
   VSGD_FN void spread_nan(Lane& own) const {

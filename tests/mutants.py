@@ -80,7 +80,7 @@ MUTANTS = [
     ("samples_device.h", "if (count > 0) mean", "if (count > 1) mean"),
     ("samples_device.h", "kSampleOperand, k * row.stride)", "kSampleOperand)"),
     ("samples_device.h", "if (count + k == 0) {", "if (k == 0) {"),
-    ("samples_device.h", "first += kWarps * kTile", "first += 2 * kWarps * kTile"),
+    ("samples_device.h", "first += step.warps * kTile", "first += 2 * step.warps * kTile"),
     ("snapshot.cpp", "!same(t.strides()[d])", "false"),
     ("snapshot.cpp", "same(address ? address % alignment : -1)", "same(address ? 0 : -1)"),
     ("snapshot.cpp", "same.in_dict(THPVariable_Unpack(value))", "true"),

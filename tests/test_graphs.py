@@ -79,7 +79,7 @@ def test_graphs_of_a_first_step(case, generator, monkeypatch):
     check_step(optimizer, [param])
     saved = copy.deepcopy(optimizer.state_dict())
     optimizer.param_groups[0]["state_format"] = "bf16"
-    refused("the state of parameter 0 of group 0 is not yet in the format that its group asks for")
+    refused("the state of parameter 0 of group 0 is not yet as its group's settings")
     optimizer.param_groups[0]["state_format"] = "fp32"
     optimizer.load_state_dict(saved)
     if case.optimizer.rule.samples:

@@ -117,7 +117,8 @@ class FusedOptimizer(Optimizer):
 
         Raises:
             TypeError, ValueError: a parameter, gradient, state or setting cannot be used; nothing is written then.
-            RuntimeError: a CUDA graph is being captured, and a group is not capturable or a parameter has no state yet.
+            RuntimeError: a CUDA graph is being captured, and a group is not capturable, or a parameter has no state yet
+                that is as the group's settings ask.
         """
         loss = None
         if closure is not None:

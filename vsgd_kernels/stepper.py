@@ -127,8 +127,9 @@ class Stepper:
                 parameter_state.complete(own, self._rule, op.param, numel, scope.settings[op.group])
                 if graphs.capturing() and not _same(own, before[op.param]):
                     raise RuntimeError(
-                        f"a CUDA graph is being captured, and the state of {op.name} is not yet in the format that its "
-                        "group asks for: replays would convert it each time; take a step before the capture"
+                        f"a CUDA graph is being captured, and the state of {op.name} is not yet as its group's "
+                        "settings (state_format, master_weights, capturable) ask: replays would change it each time; "
+                        "take a step before the capture"
                     )
             if any(isinstance(op.param, FakeTensor) for op in operands):
                 return None

@@ -78,6 +78,7 @@ class CudaBackend(DeviceBackend):
             launch.chunk_tensor,
             launch.first_chunk,
             prepared.chunk,
+            launch.elements,
             DTYPES.index(launch.path.dtype),
             _path_code(launch.path),
         )

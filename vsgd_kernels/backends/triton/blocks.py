@@ -30,3 +30,9 @@ def each_of(shared, BLOCK: tl.constexpr):
 def max_of_blocks(x, BLOCK: tl.constexpr):
     """The largest of each block's elements."""
     return tl.max(tl.reshape(x, (BLOCK // CODES, CODES)), axis=1)
+
+
+@triton.jit
+def min_of_blocks(x, BLOCK: tl.constexpr):
+    """The least of each block's elements."""
+    return tl.min(tl.reshape(x, (BLOCK // CODES, CODES)), axis=1)

@@ -98,58 +98,48 @@ def _block(arithmetic: torch.dtype, warps: int) -> int:
 def count(prepared: Prepared, launch: StepLaunch, found_inf: Tensor | None) -> None:
     """Counts a step of the launch's tensors, unless found_inf, and computes its scalars; on the current stream."""
     tensors = len(launch.rows)
-    _launch(
-        count_kernel,
-        -(-tensors // TENSORS),
-        (launch.rows, prepared.hyper, launch.scalars, found_inf, tensors),
-        count_constants(prepared.batch.rule, launch.path),
-        COUNT_WARPS,
-        launch.compiled,
-        (count_kernel, _kind(found_inf)),
-    )
+    tables = (launch.rows, prepared.hyper, launch.scalars, found_inf, tensors)
+    constants = count_constants(prepared.batch.rule, launch.path)
+    _launch(launch, count_kernel, -(-tensors // TENSORS), tables, constants, COUNT_WARPS, _kind(found_inf))
 
 
 def step(prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Steps the launch's tensors, unless found_inf; on the current stream."""
     tables = (launch.rows, launch.grads, launch.layouts, launch.chunk_tensor, launch.first_chunk)
-    _launch(
-        step_kernel,
-        launch.programs,
-        (*tables, launch.scalar_row, launch.scalars, grad_scale, found_inf),
-        step_constants(prepared.batch.rule, launch.path, prepared.chunk, WARPS),
-        WARPS,
-        launch.compiled,
-        (step_kernel, _kind(grad_scale), _kind(found_inf)),
-    )
+    arguments = (*tables, launch.scalar_row, launch.scalars, grad_scale, found_inf)
+    constants = step_constants(prepared.batch.rule, launch.path, prepared.chunk, WARPS)
+    _launch(launch, step_kernel, launch.programs, arguments, constants, WARPS, _kind(grad_scale), _kind(found_inf))
 
 
 def add(launch: SampleLaunch, chunk: int) -> None:
     """Adds the launch's samples; on the current stream."""
     tables = (launch.rows, launch.samples, launch.counts, launch.layouts, launch.chunk_tensor, launch.first_chunk)
     constants = sample_constants(launch.path, chunk, WARPS)
-    _launch(add_kernel, launch.programs, tables, constants, WARPS, launch.compiled, add_kernel)
+    _launch(launch, add_kernel, launch.programs, tables, constants, WARPS)
 
 
-def _kind(scalar: Tensor | None) -> int | None:
-    """What Triton compiles a kernel anew for: whether there is a scalar, and how it is aligned."""
-    return None if scalar is None else scalar.data_ptr() % ALIGNMENT
+def _kind(scalar: Tensor | None) -> bool | None:
+    """What Triton may compile a kernel anew for: whether there is a scalar, and whether it is aligned (on NVIDIA's)."""
+    return None if scalar is None else scalar.data_ptr() % ALIGNMENT == 0
 
 
 def _launch(
+    launch: StepLaunch | SampleLaunch,
     kernel: Any,
     programs: int,
     arguments: tuple[Any, ...],
     constants: dict[str, Any],
     warps: int,
-    compiled: dict[Any, Any],
-    key: object,
+    *kinds: bool | None,
 ) -> None:
     """Launches a kernel on the current stream.
 
-    The next time, with the same `compiled` and `key`, it launches what was compiled: to have Triton find it again takes
-    the host 27 us more (H200). An interpreted kernel is not compiled.
+    The next time, with arguments of the same kinds, it launches what was compiled: to have Triton find it again takes
+    the host 27 us more (H200). Of Triton's hooks only those of a launch are called then. An interpreted kernel is not
+    compiled.
     """
-    if known := compiled.get(key):
+    key = (kernel.__name__, *kinds)
+    if known := launch.compiled.get(key):
         known[(programs, 1, 1)](*arguments, *constants.values())
     else:
-        compiled[key] = kernel[(programs,)](*arguments, **constants, num_warps=warps, **OPTIONS)
+        launch.compiled[key] = kernel[(programs,)](*arguments, **constants, num_warps=warps, **OPTIONS)

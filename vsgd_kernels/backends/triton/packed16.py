@@ -17,8 +17,8 @@ from .q8 import (
     highest_code,
     load_words,
     magnitude_codes,
-    magnitudes,
     marked,
+    mean_of,
     rate_range,
     store_words,
     words_at,
@@ -53,14 +53,13 @@ def load_states(
     rate = each_of(word & -32, BLOCK) + (first_code << step)
 
     mean_word = load_words(words, first, numel, _MOST_RATE, MASKED, BLOCK)
-    code = (packed << (32 - MEAN)) >> (32 - MEAN)
+    code = packed << (32 - MEAN)
     scale = (((rate >> 24) + 64) << 23).to(tl.float32, bitcast=True)
     SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
-    mean = magnitudes(tl.abs(code), mean_word, SPAN, 25 - MEAN, BLOCK) * scale
-    mean = tl.where(code < 0, -mean, mean).to(tl.int32, bitcast=True)
+    mean = (mean_of(code, mean_word, SPAN, 7, BLOCK) * scale).to(tl.int32, bitcast=True)
 
     if tl.min(mean_word, 0) < 0:  # a block is marked
-        is_nan = (code == -(1 << (MEAN - 1))) & (each_of(mean_word, BLOCK) < 0)
+        is_nan = (code == -0x80000000) & (each_of(mean_word, BLOCK) < 0)
         mean = tl.where(is_nan, 0x7FC00000, mean)
         rate = tl.where(is_nan, 0x7FC00000, rate)
         if STATES == 3:
@@ -77,12 +76,29 @@ def store_states(
     ARITHMETIC: tl.constexpr, ALIGN: tl.constexpr, STRIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All states of an element in 16 bits, rounded stochastically."""
-    MEAN: tl.constexpr = 5 if STATES == 3 else 7
     index = first + tl.arange(0, BLOCK)
     there = index < numel
-    words = words_at(row, first, STATES, BLOCK)
     random = state_noise(noise, first, BLOCK)
-    nan = has_nan(state, STATES)
+    # Few blocks have NaN, and the others need not look at each element. A tail is treated as if it had.
+    if MASKED or STRIDED:
+        packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, True)
+    else:
+        if has_nan(state, RATES, STATES):
+            packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, True)
+        else:
+            packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, False)
+    store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed, there, MASKED)
+    words = words_at(row, first, STATES, BLOCK)
+    for k in tl.static_range(STATES):
+        store_words(words + k, word[k], first, numel, MASKED, BLOCK)
+
+
+@triton.jit
+def _coded(
+    state, random, there, MASKED: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, NAN: tl.constexpr
+):  # fmt: skip
+    """All states' codes together, and the words of the blocks. NAN: whether any can be no number."""
+    MEAN: tl.constexpr = 5 if STATES == 3 else 7
     number = state[0] == state[0]
     for k in tl.static_range(1, STATES):
         number = number & (state[k] == state[k])
@@ -90,11 +106,11 @@ def store_states(
     rates = state[1].to(tl.int32, bitcast=True)
     others = state[STATES - 1].to(tl.int32, bitcast=True)
 
-    low, high = _kept_range(rates, number, there, nan, MASKED, BLOCK)
-    other_low, other_high = _kept_range(others, number, there, nan, MASKED, BLOCK)
+    low, high = _kept_range(rates, number, there, MASKED, NAN, BLOCK)
+    other_low, other_high = _kept_range(others, number, there, MASKED, NAN, BLOCK)
     step = _step(low, high, other_low, other_high, STATES)
     base = (low >> step) << step
-    store_words(words + 1, base | step, first, numel, MASKED, BLOCK)
+    words = (base | step,)
     steps = each_of(step, BLOCK)
     raise_by = (random >> (32 - steps).to(tl.uint32)).to(tl.int32)
     bases = each_of(base, BLOCK)
@@ -103,42 +119,57 @@ def store_states(
     if STATES == 3:
         length = bit_length(highest_code(low, high, step))
         other_base = (other_low >> step) << step
-        store_words(words + 2, other_base | length, first, numel, MASKED, BLOCK)
+        words = words + (other_base | length,)
         second = (tl.minimum(others, _MOST_RATE) - each_of(other_base, BLOCK) + raise_by) >> steps
         packed = packed | (second << each_of(MEAN + length, BLOCK))
 
     per_root_scale = ((190 - ((bases + (code << steps)) >> 24)) << 23).to(tl.float32, bitcast=True)
     in_units = (mean_bits & 0x7FFFFFFF).to(tl.float32, bitcast=True) * per_root_scale
-    largest = highest(in_units.to(tl.int32, bitcast=True), number, there, nan, MASKED, BLOCK)
+    largest = highest(in_units.to(tl.int32, bitcast=True), number, there, MASKED, NAN, BLOCK)
     largest = tl.maximum(largest, TINY_BITS)
     SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
     # By bits that did not round the rate, which decides on the mean's units.
     code = magnitude_codes(in_units, largest, other_bits(random), SPAN, 25 - MEAN, BLOCK)
     packed = packed | (tl.where(mean_bits < 0, -code, code) & ((1 << MEAN) - 1))
-    packed, largest = marked(packed, largest, 1 << (MEAN - 1), number, there, nan, MASKED, BLOCK)
-    store_words(words, largest, first, numel, MASKED, BLOCK)
-    store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed.to(tl.int16), there, MASKED)
+    packed, largest = marked(packed, largest, 1 << (MEAN - 1), number, there, NAN, BLOCK)
+    return packed.to(tl.int16), (largest,) + words
 
 
 @triton.jit
-def _kept_range(rates, number, there, nan, MASKED: tl.constexpr, BLOCK: tl.constexpr):
-    low, high = rate_range(rates, number, there, nan, MASKED, BLOCK)
+def _kept_range(rates, number, there, MASKED: tl.constexpr, NAN: tl.constexpr, BLOCK: tl.constexpr):
+    low, high = rate_range(rates, number, there, MASKED, NAN, BLOCK)
     return tl.minimum(low, _MOST_RATE), tl.minimum(high, _MOST_RATE)
+
+
+@triton.jit
+def _bit_length_of_31(x):
+    """How many bits integers below 2^31 have."""
+    # Without the bits that follow the first, for rounding would carry into it.
+    return bit_length(x & ~(x >> 1))
 
 
 @triton.jit
 def _step(low, high, other_low, other_high, STATES: tl.constexpr):
     """The finest steps of 2^k in which the codes of each block's rates have no more bits than there are."""
     BITS: tl.constexpr = 11 if STATES == 3 else 9
-    a = bit_length(high - low)
+    a = _bit_length_of_31(high - low)
     finest = a - BITS
     if STATES == 3:
-        b = bit_length(other_high - other_low)
+        b = _bit_length_of_31(other_high - other_low)
         finest = tl.maximum(tl.maximum(finest, b - BITS), (a + b - BITS + 1) >> 1)
     step = tl.maximum(finest, 5)
-    for _ in tl.static_range(3):
-        bits = bit_length(highest_code(low, high, step))
-        if STATES == 3:
-            bits += bit_length(highest_code(other_low, other_high, step))
-        step += tl.where(bits > BITS, 1, 0)
+    bits = _code_bits(low, high, other_low, other_high, step, STATES)
+    if tl.max(bits, 0) > BITS:  # one of 15 to 30 blocks
+        for _ in tl.static_range(3):
+            step += tl.where(bits > BITS, 1, 0)
+            bits = _code_bits(low, high, other_low, other_high, step, STATES)
     return step
+
+
+@triton.jit
+def _code_bits(low, high, other_low, other_high, step, STATES: tl.constexpr):
+    """How many bits the codes of each block's rates have together, in steps of 2^step."""
+    bits = bit_length(highest_code(low, high, step))
+    if STATES == 3:
+        bits += bit_length(highest_code(other_low, other_high, step))
+    return bits
