@@ -56,7 +56,8 @@ def load_states(
     code = packed << (32 - MEAN)
     scale = (((rate >> 24) + 64) << 23).to(tl.float32, bitcast=True)
     SPAN: tl.constexpr = _SPAN_3 if STATES == 3 else _SPAN_2
-    mean = (mean_of(code, mean_word, SPAN, 7, BLOCK) * scale).to(tl.int32, bitcast=True)
+    DOWN: tl.constexpr = (32 - MEAN) - (25 - MEAN)
+    mean = (mean_of(code, mean_word, SPAN, DOWN, BLOCK) * scale).to(tl.int32, bitcast=True)
 
     if tl.min(mean_word, 0) < 0:  # a block is marked
         is_nan = (code == -0x80000000) & (each_of(mean_word, BLOCK) < 0)
@@ -79,7 +80,8 @@ def store_states(
     index = first + tl.arange(0, BLOCK)
     there = index < numel
     random = state_noise(noise, first, BLOCK)
-    # Few blocks have NaN, and the others need not look at each element. A tail is treated as if it had.
+    # Few blocks have NaN, and the others need not look at each element. Tails are treated as if they had, and strided
+    # operands, for whose code in both forms registers do not suffice.
     if MASKED or STRIDED:
         packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, True)
     else:

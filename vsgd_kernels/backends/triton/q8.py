@@ -81,7 +81,8 @@ def store_states(
     index = first + tl.arange(0, BLOCK)
     there = index < numel
     random = state_noise(noise, first, BLOCK)
-    # Few blocks have NaN, and the others need not look at each element. A tail is treated as if it had.
+    # Few blocks have NaN, and the others need not look at each element. Tails are treated as if they had, and strided
+    # operands, for whose code in both forms registers do not suffice.
     if MASKED or STRIDED:
         codes, word = _coded(state, random, there, MASKED, RATES, STATES, BLOCK, True)
     else:
