@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 #: Seconds that the measurements take; the tests leave them.
-MEASUREMENTS = 150
+MEASUREMENTS = 240
 #: Processes that test side by side. Each takes half a GiB of the GPU's memory for itself.
 MOST_PROCESSES = 16
 

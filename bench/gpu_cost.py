@@ -31,7 +31,7 @@ def environment() -> dict[str, str | float]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cpu": cpu_model(),
-        "commit": _output_of("git", "rev-parse", "--short", "HEAD"),
+        "commit": _output_of("git", "describe", "--always", "--dirty"),
         "copy_gb_per_s": copy_bandwidth(),
     }
 
