@@ -117,7 +117,7 @@ template <bool nan>
 VSGD_FN void include(Range& range, float x, bool rate) {
   const uint32_t number = nan ? number_mask(x) : ~0u, bits = rate ? bit_cast<uint32_t>(x) : magnitude(x);
   range.high = larger(range.high, bits & number);
-  if (rate) range.low = smaller(range.low, nan ? (bits | ~number) & kMostBits : bits);
+  if (rate) range.low = smaller(range.low, bits);  // than NaN's every number's are
   range.nan = larger(range.nan, ~number);
 }
 

@@ -72,6 +72,9 @@ def test_kernels_give_the_same_bits(case, dtype, style, other, generator):
     pairs = large_layouts(dtype, generator)
     extreme = extreme_gradients().to(dtype).repeat(2)
     pairs.append((torch.linspace(-3, 3, len(extreme)).to(dtype), extreme))
+    no_block = torch.linspace(-1, 1, LARGE).to(dtype)
+    no_block[CODES : 2 * CODES] = math.nan
+    pairs.append((torch.ones(LARGE).to(dtype), no_block))
     wanted = stepped(case, pairs, style, "cpp", 2)
     assert all(state_formats.format_of(state_formats.stored(s, case.optimizer.rule)) == style for s in wanted[1])
     assert_same(stepped(case, pairs, style, other, 2), wanted)
