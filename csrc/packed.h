@@ -96,8 +96,8 @@ struct Packed {
     uint32_t low[2] = {}, high[2] = {};
     for (int j = 0; j < states - 1; ++j) {
       const RateRange rates(range[j + 1]);
-      high[j] = at_most(rates.high, kMostRate);
-      low[j] = at_most(rates.low, high[j]);
+      high[j] = smaller(rates.high, kMostRate);
+      low[j] = smaller(rates.low, high[j]);
     }
     // At most three steps too fine: a code that is rounded up, from a base below the lowest, may have a bit or two more.
     const int32_t a = int32_t(bit_length(high[0] - low[0])), b = int32_t(bit_length(high[1] - low[1]));
@@ -114,14 +114,13 @@ struct Packed {
   }
 
  private:
-  VSGD_FN static uint32_t at_most(uint32_t x, uint32_t most) { return x < most ? x : most; }
   VSGD_FN static int32_t greatest(int32_t x, int32_t y, int32_t z, int32_t w) {
     x = x > y ? x : y;
     z = z > w ? z : w;
     return x > z ? x : z;
   }
   VSGD_FN uint32_t rate_code(int j, const float* state, uint32_t random) const {
-    return (at_most(bit_cast<uint32_t>(state[j + 1]), kMostRate) - base[j] + (random >> (32u - k))) >> k;
+    return (smaller(bit_cast<uint32_t>(state[j + 1]), kMostRate) - base[j] + (random >> (32u - k))) >> k;
   }
   VSGD_FN static bool fits(const uint32_t* low, const uint32_t* high, uint32_t k) {
     const uint32_t bits = bit_length(highest_code(low[0], high[0], k));

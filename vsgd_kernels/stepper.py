@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import graphs, parameter_state
+from .backends.seen import identities
 from .batch import Gradients, check_grad, check_param
 from .clipping import clip, global_norm
 from .ops import check_scalars
@@ -120,12 +121,13 @@ class Stepper:
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
         before = {op.param: dict(scope.state.get(op.param, {})) for op in operands}
+        capturing = graphs.capturing()
         try:
             for op in operands:
                 own = scope.state.setdefault(op.param, {})
                 numel = scope.parts[op.param].numel if op.param in scope.parts else op.param.numel()
                 parameter_state.complete(own, self._rule, op.param, numel, scope.settings[op.group])
-                if graphs.capturing() and not _same(own, before[op.param]):
+                if capturing and identities([own]) != identities([before[op.param]]):
                     raise RuntimeError(
                         f"a CUDA graph is being captured, and the state of {op.name} is not yet as its group's "
                         "settings (state_format, master_weights, capturable) ask: replays would change it each time; "
@@ -149,11 +151,6 @@ def _put_back(state: dict[Tensor, dict[str, Any]], param: Tensor, entries: dict[
     elif param in state:
         state[param].clear()
         state[param].update(entries)
-
-
-def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Whether two dicts hold the same objects."""
-    return some.keys() == others.keys() and all(value is others[key] for key, value in some.items())
 
 
 def _only_makes_states(scope: Scope) -> bool:

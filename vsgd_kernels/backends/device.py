@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -182,13 +182,11 @@ class StepLaunch(Chunked):
         grads: [n] int64, addresses of the gradients.
         scalar_row: [n] int64, the tensor's row of `scalars`.
         scalars: [rows, Rule.scalar_count] in arithmetic dtype, the scalars of the step.
-        compiled: a backend's kernels, as far as it has found out which serve the launch.
     """
 
     def __init__(self, prepared: Prepared, path: Path, indices: list[int]) -> None:
         super().__init__(prepared, prepared.table, indices, prepared.chunk)
         self.path = path
-        self.compiled: dict[Any, Any] = {}
         self.grads = prepared.upload(prepared.grads[self.indices])
         if prepared.host_scalars:
             self.take_scalar_rows(prepared, prepared.host_scalars)

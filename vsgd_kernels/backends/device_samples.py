@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,13 +36,11 @@ class SampleLaunch(Chunked):
     Attributes:
         samples: [n] int64, addresses.
         counts: [n] int64, how many there were before.
-        compiled: as a `StepLaunch`'s.
     """
 
     def __init__(self, prepared: PreparedSamples, path: SamplePath, indices: list[int]) -> None:
         super().__init__(prepared, prepared.table, indices, prepared.chunk)
         self.path = path
-        self.compiled: dict[Any, Any] = {}
         self.samples, self.counts = (torch.empty_like(self.first_chunk) for _ in range(2))
 
     def tensors(self) -> tuple[Tensor, ...]:

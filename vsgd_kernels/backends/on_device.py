@@ -59,12 +59,13 @@ class OnDevice(ABC):
         """Makes the device the current one, and keeps the tables' memory for the current stream."""
         if self.device.type != "cuda":
             return nullcontext()
-        # torch.cuda.current_stream makes an object, and torch.cuda.device enters what is entered already: 10 us.
-        stream = torch._C._cuda_getCurrentRawStream(self.device.index)
-        if stream not in self._streams and not graphs.capturing():
-            self._streams.add(stream)
+        # Each step asks; torch.cuda.current_stream would make an object, torch.cuda.device enter what is entered.
+        handle = torch._C._cuda_getCurrentRawStream(self.device.index)
+        if handle not in self._streams and not graphs.capturing():
+            self._streams.add(handle)
+            stream = torch.cuda.current_stream(self.device)
             for tensor in self.tensors():
-                tensor.record_stream(torch.cuda.current_stream(self.device))
+                tensor.record_stream(stream)
         return nullcontext() if torch.cuda.current_device() == self.device.index else torch.cuda.device(self.device)
 
 
@@ -79,9 +80,11 @@ class Chunked:
         programs: how many chunks there are.
         chunk_tensor: [programs] int32, the tensor that a chunk belongs to.
         first_chunk: [n] int64, the number of the tensor's first chunk.
+        compiled: a backend's kernels, as far as it has found out which serve these tensors.
     """
 
     def __init__(self, on: OnDevice, table: Table | SampleTable, indices: list[int], chunk: int) -> None:
+        self.compiled: dict[Any, Any] = {}
         self.indices = torch.tensor(indices, device="cpu")
         rows = table.rows[self.indices]
         self.elements = int(rows[:, table.NUMEL].sum())

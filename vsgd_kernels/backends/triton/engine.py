@@ -135,8 +135,8 @@ def _launch(
     """Launches a kernel on the current stream.
 
     The next time, with arguments of the same kinds, it launches what was compiled: to have Triton find it again takes
-    the host 27 us more (H200). Of Triton's hooks only those of a launch are called then. An interpreted kernel is not
-    compiled.
+    the host longer than the launch. Of Triton's hooks only those of a launch are called then. An interpreted kernel is
+    not compiled.
     """
     key = (kernel.__name__, *kinds)
     if known := launch.compiled.get(key):

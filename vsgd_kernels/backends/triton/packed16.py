@@ -82,13 +82,10 @@ def store_states(
     random = state_noise(noise, first, BLOCK)
     # Few blocks have NaN, and the others need not look at each element. Tails are treated as if they had, and strided
     # operands, for whose code in both forms registers do not suffice.
-    if MASKED or STRIDED:
+    if MASKED or STRIDED or has_nan(state, RATES, STATES):
         packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, True)
     else:
-        if has_nan(state, RATES, STATES):
-            packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, True)
-        else:
-            packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, False)
+        packed, word = _coded(state, random, there, MASKED, STATES, BLOCK, False)
     store(state_at(row, layouts, index, 0, tl.int16, ALIGN, STRIDED), packed, there, MASKED)
     words = words_at(row, first, STATES, BLOCK)
     for k in tl.static_range(STATES):

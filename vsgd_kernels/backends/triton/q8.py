@@ -83,13 +83,10 @@ def store_states(
     random = state_noise(noise, first, BLOCK)
     # Few blocks have NaN, and the others need not look at each element. Tails are treated as if they had, and strided
     # operands, for whose code in both forms registers do not suffice.
-    if MASKED or STRIDED:
+    if MASKED or STRIDED or has_nan(state, RATES, STATES):
         codes, word = _coded(state, random, there, MASKED, RATES, STATES, BLOCK, True)
     else:
-        if has_nan(state, RATES, STATES):
-            codes, word = _coded(state, random, there, MASKED, RATES, STATES, BLOCK, True)
-        else:
-            codes, word = _coded(state, random, there, MASKED, RATES, STATES, BLOCK, False)
+        codes, word = _coded(state, random, there, MASKED, RATES, STATES, BLOCK, False)
     words = words_at(row, first, STATES, BLOCK)
     for k in tl.static_range(STATES):
         store(state_at(row, layouts, index, k, tl.uint8, ALIGN, STRIDED), codes[k], there, MASKED)
