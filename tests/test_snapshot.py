@@ -23,7 +23,11 @@ def params():
 @pytest.fixture
 def state(params):
     """A dict for each parameter, of tensors and of what is none."""
-    return {param: {"step": torch.tensor(1.0), "mug": torch.rand_like(param), "name": "x"} for param in params}
+
+    def half(shape):
+        return torch.rand(2, *shape)[0]
+
+    return {param: {"step": torch.tensor(1.0), "mug": half(param.shape), "name": "x"} for param in params}
 
 
 def addresses(params):
@@ -90,6 +94,10 @@ def exchange_keys(container):
     container.update(zip(keys, values, strict=True))
 
 
+def other_half(tensor):
+    return tensor.as_strided(tensor.shape, tensor.stride(), tensor.numel())
+
+
 CHANGES = {
     "parameter elsewhere": lambda p, s: setattr(p[0], "data", p[0].data.clone()),
     "parameter transposed": lambda p, s: setattr(p[0], "data", p[0].data.view(6, 4).t()),
@@ -114,6 +122,8 @@ CHANGES = {
     "gradient that negates its memory": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
     "gradient aligned otherwise": lambda p, s: setattr(p[0], "grad", misaligned(p[0].grad)),
     "state elsewhere": lambda p, s: setattr(s[p[0]]["mug"], "data", s[p[0]]["mug"].data.clone()),
+    "state elsewhere in its memory": lambda p, s: setattr(s[p[0]]["mug"], "data", other_half(s[p[0]]["mug"])),
+    "state's memory shared with a lazy clone": lambda p, s: setattr(p[0], "clone", torch._lazy_clone(s[p[0]]["mug"])),
     "state in shared memory": lambda p, s: s[p[0]]["mug"].share_memory_(),
     "state replaced": lambda p, s: s[p[0]].update(mug=s[p[0]]["mug"].clone()),
     "state replaced by what is none": lambda p, s: s[p[0]].update(mug=None),
@@ -127,14 +137,42 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("dicts", ["the same", "others"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_changes(params, state, change):
-    """Each is noticed, and at the first look; a snapshot that is taken then finds what is there."""
+def test_changes(params, state, change, dicts):
+    """Each is noticed, and at the first look: whether Python has numbered the dict or all it holds is looked at."""
+
+    def found():
+        return snapshot.gradients([params], [state if dicts == "the same" else dict(state)])
+
     snapshot = Seen([params], [state], alignment=16)
     assert not snapshot.keeps_states
-    assert snapshot.gradients([params], [state]) is not None
+    assert found() is not None
     CHANGES[change](params, state)
+    assert found() is None
+
+
+def test_found_again(params, state):
+    """What is as it was before serves again; gradients that went elsewhere meanwhile are found there."""
+    snapshot = Seen([params], [state])
+    assert snapshot.gradients([params], [state]).addresses.tolist() == addresses(params)
+    params[0].grad = torch.rand(4, 6)
+    name = state[params[0]].pop("name")
     assert snapshot.gradients([params], [state]) is None
+    state[params[0]]["name"] = name
+    for _ in range(2):
+        assert snapshot.gradients([params], [state]).addresses.tolist() == addresses(params)
+
+
+def test_same_gradients_are_given_once(params, state):
+    snapshot = Seen([params], [state])
+    first = snapshot.gradients([params], [state])
+    assert snapshot.gradients([params], [state]) is first
+    kept, params[0].grad = params[0].grad, torch.rand(4, 6)
+    moved = snapshot.gradients([params], [state])
+    assert moved.addresses.tolist() == addresses(params)
+    params[0].grad = kept
+    assert snapshot.gradients([params], [state]).addresses.tolist() == first.addresses.tolist()
 
 
 def test_more_and_fewer(params, state):

@@ -15,7 +15,7 @@ from ..rules import arithmetic_dtype
 from ..state_formats import format_of
 from .device_samples import PreparedSamples, SampleLaunch
 from .on_device import ALIGNMENT, Chunked, OnDevice, misaligned
-from .scalars import HostScalars
+from .scalars import DeviceScalars
 from .table import COLUMNS, Table
 
 _LAYOUT = COLUMNS.index("layout")
@@ -65,12 +65,12 @@ class DeviceBackend(ABC):
         """
         with prepared.guard():
             prepared.point_to(grads)
-            if prepared.host_scalars and found_inf is not None:
+            if prepared.scalars and found_inf is not None:
                 if found_inf.item():
                     return
                 found_inf = None
-            if prepared.host_scalars:
-                prepared.count_on_host(prepared.host_scalars)
+            if prepared.scalars:
+                prepared.count_on_host(prepared.scalars)
             else:
                 prepared.take_hyper()
                 for launch in prepared.launches:
@@ -111,7 +111,7 @@ class Prepared(OnDevice):
         super().__init__(batch.params[0].device)
         self.batch = batch
         self.chunk = chunk
-        self.host_scalars = None if batch.capturable else HostScalars(batch)
+        self.scalars = None if batch.capturable else DeviceScalars(self, batch)
         self._build(Gradients.of(grads))
 
     def _build(self, grads: Gradients) -> None:
@@ -123,7 +123,6 @@ class Prepared(OnDevice):
             style, extra = format_of(self.batch.states[i]), extra_bits(self.batch.lows[i])
             path = Path(param.dtype, bool(aligned[i]), bool(strided[i]), style, extra)
             paths.setdefault(path, []).append(i)
-        self._scalars: dict[torch.dtype, Tensor] = {}
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version
         self.launches = [StepLaunch(self, path, indices) for path, indices in paths.items()]
@@ -137,7 +136,10 @@ class Prepared(OnDevice):
 
     def point_to(self, grads: Gradients) -> None:
         """Takes the addresses of gradients that are laid out as those it was built with."""
+        if grads.addresses is self.grads:
+            return
         if torch.equal(grads.addresses, self.grads):
+            self.grads = grads.addresses
             return
         if not torch.equal(misaligned(grads.addresses), misaligned(self.grads)):
             self._build(grads)
@@ -146,25 +148,14 @@ class Prepared(OnDevice):
         for launch in self.launches:
             self.copy(launch.grads, self.grads[launch.indices])
 
-    def count_on_host(self, scalars: HostScalars) -> None:
+    def count_on_host(self, scalars: DeviceScalars) -> None:
         """Counts a step, and gives the launches the scalars of it."""
         if scalars.count():
             self._streams.clear()  # none of them knows the new tensors
-            self._scalars.clear()
             for launch in self.launches:
-                launch.take_scalar_rows(self, scalars)
-        for dtype, shared in self._scalars.items():
-            self.copy(shared, scalars.of(dtype))
-
-    def scalars_of(self, dtype: torch.dtype, rows: int) -> Tensor:
-        """What the launches that compute in that dtype share: `HostScalars.of` on the device."""
-        if dtype not in self._scalars:
-            self._scalars[dtype] = self.empty_scalars(dtype, rows)
-        return self._scalars[dtype]
-
-    def empty_scalars(self, dtype: torch.dtype, rows: int) -> Tensor:
-        """Room on the device for so many rows of scalars."""
-        return torch.empty((rows, self.batch.rule.scalar_count), dtype=dtype, device=self.device)
+                launch.scalar_row = self.upload(scalars.row[launch.indices])
+        for launch in self.launches:
+            launch.scalars = scalars.of[launch.arithmetic]
 
     def take_hyper(self) -> None:
         """Takes the hyperparameters, as far as they have changed, and learning rates that are on the device."""
@@ -179,6 +170,7 @@ class StepLaunch(Chunked):
     """The tensors of one path, as the kernels see them; n of them.
 
     Attributes:
+        arithmetic: the dtype that is computed in.
         grads: [n] int64, addresses of the gradients.
         scalar_row: [n] int64, the tensor's row of `scalars`.
         scalars: [rows, Rule.scalar_count] in arithmetic dtype, the scalars of the step.
@@ -187,17 +179,15 @@ class StepLaunch(Chunked):
     def __init__(self, prepared: Prepared, path: Path, indices: list[int]) -> None:
         super().__init__(prepared, prepared.table, indices, prepared.chunk)
         self.path = path
+        self.arithmetic = arithmetic_dtype(path.dtype)
         self.grads = prepared.upload(prepared.grads[self.indices])
-        if prepared.host_scalars:
-            self.take_scalar_rows(prepared, prepared.host_scalars)
+        if prepared.scalars:
+            self.scalar_row = prepared.upload(prepared.scalars.row[self.indices])
+            self.scalars = prepared.scalars.of[self.arithmetic]
         else:
             self.scalar_row = prepared.upload(torch.arange(len(indices), device="cpu"))
-            self.scalars = prepared.empty_scalars(arithmetic_dtype(path.dtype), len(indices))
-
-    def take_scalar_rows(self, prepared: Prepared, scalars: HostScalars) -> None:
-        """Takes each tensor's row of the scalars that the host computes."""
-        self.scalar_row = prepared.upload(scalars.row[self.indices])
-        self.scalars = prepared.scalars_of(arithmetic_dtype(self.path.dtype), int(scalars.row.max()) + 1)
+            shape = (len(indices), prepared.batch.rule.scalar_count)
+            self.scalars = torch.empty(shape, dtype=self.arithmetic, device=prepared.device)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that lies on the device."""

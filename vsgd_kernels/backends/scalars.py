@@ -5,19 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import Batch
-from ..rules import rounded
+from ..batch import DTYPES, Batch
+from ..rules import arithmetic_dtype
+from . import library
+from .on_device import OnDevice
+from .table import COLUMNS
+
+#: Float32 counts every step up to here.
+_COUNTED = 2.0**24
+#: So many steps ahead scalars are computed at most, and of so many rows.
+_STEPS, _ROWS = 64, 1024
 
 
 class HostScalars:
-    """Counts the steps of a batch, and computes each step's scalars once for all tensors that share group and count.
+    """Counts the steps of a batch, and computes their scalars once for all tensors that share group and count.
 
     The counts are moved into one buffer, of which each parameter's stays a view: one operation counts all of them, and
     bytes tell whether somebody else has counted, in a tenth of the time that tensors take to. (Where a count has left
     the buffer, `Seen` has noticed, and there are other scalars.)
 
     Attributes:
-        row: for each tensor its row of what `of` returns.
+        row: for each tensor its row of a step's scalars.
+        rows: how many these are.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -32,7 +41,10 @@ class HostScalars:
     def _share(self) -> None:
         pairs = torch.stack([torch.tensor(self._batch.groups, device="cpu"), self._steps.long()])
         distinct, self.row = torch.unique(pairs, dim=1, return_inverse=True)
-        self._groups, self._counts = distinct.tolist()
+        self.rows = distinct.shape[1]
+        self._groups = distinct[0]
+        self._tensor_of_row = torch.empty(self.rows, dtype=torch.int64, device="cpu")
+        self._tensor_of_row[self.row] = torch.arange(len(self.row), device="cpu")
         self._expected = bytes(self._bytes)
 
     def count(self) -> bool:
@@ -42,11 +54,84 @@ class HostScalars:
             self._share()
         self._steps += 1
         self._expected = bytes(self._bytes)
-        self._counts = [rounded(count + 1, torch.float32) for count in self._counts]  # as the tensors do
         return changed
 
-    def of(self, dtype: torch.dtype) -> Tensor:
-        """[distinct, Rule.scalar_count] scalars of the step counted last, of dtype, on the CPU."""
-        rule, hyper = self._batch.rule, self._batch.hyper.tolist()
-        rows = [rule.scalars(t, hyper[group], dtype) for group, t in zip(self._groups, self._counts, strict=True)]
-        return torch.tensor(rows, dtype=dtype, device="cpu")
+    def ahead(self, steps: int, dtype: torch.dtype) -> Tensor:
+        """[up to `steps`, rows, Rule.scalar_count] of dtype, on the CPU, of the step counted last and of those after it.
+
+        Those of a single step Python computes sooner.
+        """
+        counts = self._steps[self._tensor_of_row]
+        if steps == 1 or library.why_not_loaded() or counts.max() > _COUNTED - steps:
+            rule, hyper = self._batch.rule, self._batch.hyper.tolist()
+            pairs = zip(self._groups.tolist(), counts.tolist(), strict=True)
+            of_one = [rule.scalars(t, hyper[group], dtype) for group, t in pairs]
+            return torch.tensor([of_one], dtype=dtype, device="cpu")
+        before = counts + torch.arange(-1, steps - 1, device="cpu").unsqueeze(1)
+        table = torch.zeros((before.numel(), len(COLUMNS)), dtype=torch.int64, device="cpu")
+        places = torch.arange(before.numel(), device="cpu")
+        table[:, COLUMNS.index("step")] = before.data_ptr() + before.itemsize * places
+        table[:, COLUMNS.index("group")] = self._groups.repeat(steps)
+        scalars = torch.empty((steps, self.rows, self._batch.rule.scalar_count), dtype=dtype, device="cpu")
+        torch.ops.vsgd_kernels._count_device(
+            table, self._batch.hyper, scalars, None, self._batch.rule.name, DTYPES.index(dtype)
+        )
+        return scalars
+
+
+class DeviceScalars:
+    """The same on a device, where those of some steps are before they are taken: of twice as many each time.
+
+    A step that finds its scalars there needs no copy; a learning rate that changes at each step has no use of it.
+
+    Args:
+        on: where they are.
+        batch: whose.
+
+    Attributes:
+        of: for each dtype that is computed in, [rows, Rule.scalar_count] of the step counted last.
+    """
+
+    def __init__(self, on: OnDevice, batch: Batch) -> None:
+        self._on = on
+        self._batch = batch
+        self._host = HostScalars(batch)
+        self._dtypes = {arithmetic_dtype(param.dtype) for param in batch.params}
+        self._make_room()
+
+    @property
+    def row(self) -> Tensor:
+        """For each tensor its row."""
+        return self._host.row
+
+    def _make_room(self) -> None:
+        shape = (min(_STEPS, max(1, _ROWS // self._host.rows)), self._host.rows, self._batch.rule.scalar_count)
+        self._room = {dtype: torch.empty(shape, dtype=dtype, device=self._on.device) for dtype in self._dtypes}
+        self._views = {dtype: room.unbind() for dtype, room in self._room.items()}
+        self.of = {dtype: views[0] for dtype, views in self._views.items()}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._hyper_version = self._batch.hyper._version
+        self._next, self._filled, self._wanted = 0, 0, 1
+
+    def count(self) -> bool:
+        """Counts one more step, and has `of` hold its scalars; returns whether `row` and all of `of` are others now."""
+        changed = self._host.count()
+        if changed:
+            self._make_room()
+        elif self._batch.hyper._version != self._hyper_version:
+            self._forget()
+        if self._next == self._filled:
+            self._fill()
+        for dtype, views in self._views.items():
+            self.of[dtype] = views[self._next]
+        self._next += 1
+        return changed
+
+    def _fill(self) -> None:
+        for dtype, room in self._room.items():
+            found = self._host.ahead(min(self._wanted, len(room)), dtype)
+            self._on.copy(room[: len(found)], found)
+            self._next, self._filled = 0, len(found)
+        self._wanted *= 2

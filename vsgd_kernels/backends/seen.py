@@ -39,6 +39,7 @@ class Seen:
         self, lists: list[list[Tensor]], dicts: Dicts = (), moving: Sequence[Tensor] = (), alignment: int = 1
     ) -> None:
         self._native = None
+        self._gradients: Gradients | None = None  # those found last, by the module
         self._kept: list[Any] = []  # here, where the garbage collector sees it
         if module := library.module_of_this_torch():
             with suppress(RuntimeError, ValueError):  # a tensor has no memory, or is of a class of its own
@@ -61,8 +62,11 @@ class Seen:
         have gradients; these and their gradients are laid out as they were. Where it is not known, None too.
         """
         if self._native is not None:
-            addresses = self._native.gradients(lists, [*dicts])
-            return None if addresses is None else Gradients([], _words(addresses))
+            if not self._native.serves(lists, [*dicts]):
+                self._gradients = None
+            elif self._gradients is None or self._native.moved():
+                self._gradients = Gradients([], _words(self._native.gradients()))
+            return self._gradients
         found = look(lists)
         alike = (
             found.layouts is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -98,24 +99,33 @@ def _block(arithmetic: torch.dtype, warps: int) -> int:
 def count(prepared: Prepared, launch: StepLaunch, found_inf: Tensor | None) -> None:
     """Counts a step of the launch's tensors, unless found_inf, and computes its scalars; on the current stream."""
     tensors = len(launch.rows)
-    tables = (launch.rows, prepared.hyper, launch.scalars, found_inf, tensors)
-    constants = count_constants(prepared.batch.rule, launch.path)
-    _launch(launch, count_kernel, -(-tensors // TENSORS), tables, constants, COUNT_WARPS, _kind(found_inf))
+    arguments = (launch.rows, prepared.hyper, launch.scalars, found_inf, tensors)
+
+    def constants() -> dict[str, Any]:
+        return count_constants(prepared.batch.rule, launch.path)
+
+    _launch(launch, count_kernel, -(-tensors // TENSORS), arguments, constants, COUNT_WARPS, _kind(found_inf))
 
 
 def step(prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     """Steps the launch's tensors, unless found_inf; on the current stream."""
     tables = (launch.rows, launch.grads, launch.layouts, launch.chunk_tensor, launch.first_chunk)
     arguments = (*tables, launch.scalar_row, launch.scalars, grad_scale, found_inf)
-    constants = step_constants(prepared.batch.rule, launch.path, prepared.chunk, WARPS)
+
+    def constants() -> dict[str, Any]:
+        return step_constants(prepared.batch.rule, launch.path, prepared.chunk, WARPS)
+
     _launch(launch, step_kernel, launch.programs, arguments, constants, WARPS, _kind(grad_scale), _kind(found_inf))
 
 
 def add(launch: SampleLaunch, chunk: int) -> None:
     """Adds the launch's samples; on the current stream."""
-    tables = (launch.rows, launch.samples, launch.counts, launch.layouts, launch.chunk_tensor, launch.first_chunk)
-    constants = sample_constants(launch.path, chunk, WARPS)
-    _launch(launch, add_kernel, launch.programs, tables, constants, WARPS)
+    arguments = (
+        *(launch.rows, launch.samples, launch.counts, launch.layouts, launch.chunk_tensor, launch.first_chunk),
+    )
+    _launch(
+        launch, add_kernel, launch.programs, arguments, lambda: sample_constants(launch.path, chunk, WARPS), WARPS
+    )
 
 
 def _kind(scalar: Tensor | None) -> bool | None:
@@ -127,8 +137,8 @@ def _launch(
     launch: StepLaunch | SampleLaunch,
     kernel: Any,
     programs: int,
-    arguments: tuple[Any, ...],
-    constants: dict[str, Any],
+    arguments: tuple[Tensor | int | None, ...],
+    constants: Callable[[], dict[str, Any]],
     warps: int,
     *kinds: bool | None,
 ) -> None:
@@ -139,7 +149,24 @@ def _launch(
     not compiled.
     """
     key = (kernel.__name__, *kinds)
-    if known := launch.compiled.get(key):
-        known[(programs, 1, 1)](*arguments, *constants.values())
-    else:
-        launch.compiled[key] = kernel[(programs,)](*arguments, **constants, num_warps=warps, **OPTIONS)
+    if again := launch.compiled.get(key):
+        again(arguments)
+        return
+    values = constants()
+    compiled = kernel[(programs,)](*arguments, **values, num_warps=warps, **OPTIONS)
+    if compiled is not None:
+        launch.compiled[key] = _compiled_launch(compiled[(programs, 1, 1)], launch.rows.device.index, values)
+
+
+def _compiled_launch(run: Any, device: int, constants: dict[str, Any]) -> Callable[[tuple[Tensor | int | None, ...]], None]:
+    """Launches what was compiled, with other arguments.
+
+    For tensors it passes their addresses: of a tensor Triton asks the driver whether the device may read it.
+    """
+    values = tuple(constants.values())
+
+    def again(arguments: tuple[Tensor | int | None, ...]) -> None:
+        addresses = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+        run(*addresses, *values, stream=torch._C._cuda_getCurrentRawStream(device))
+
+    return again
