@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -74,7 +75,6 @@ class Settings(NamedTuple):
 
 #: What is equal to another of its type only where it is the same, and never changes.
 _PLAIN = frozenset((float, bool, str, int, type(None)))
-_MISSING = object()
 
 
 def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
@@ -83,10 +83,18 @@ def settings(names: tuple[str, ...], group: Mapping[str, Any]) -> Settings:
     Raises:
         TypeError, ValueError: as `row`; or another setting is not what it should be.
     """
-    values = [group.get(key, _MISSING) for key in _keys(names)]
+    try:
+        values = _values(names)(group)
+    except KeyError:
+        return _settings(names, group)
     if _PLAIN.issuperset(map(type, values)):  # each step asks, and to check all again takes twice as long
         return _settings_of_plain(names, *values)
     return _settings(names, group)
+
+
+@lru_cache
+def _values(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    return itemgetter(*_keys(names))
 
 
 @lru_cache

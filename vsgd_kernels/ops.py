@@ -25,6 +25,8 @@ class Launch:
         self.batch = batch
         self.backend = backends.choose(backend, batch.params[0].device)
         self._prepared = self.backend.prepare(batch, grads)
+        self._device = batch.params[0].device
+        self._waits = self._device.type == "cpu"  # whose kernels read scalars at once
         self._widest = widest(arithmetic_dtype(param.dtype) for param in batch.params)
 
     def norm(self, grads: Gradients) -> Tensor | None:
@@ -39,16 +41,15 @@ class Launch:
 
         `check_scalars` must have passed grad_scale and found_inf.
         """
-        device = self.batch.params[0].device
-        wait = device.type == "cpu"  # whose kernels read them at once
-        grad_scale, found_inf = (
-            x if x is None else x.to(device, non_blocking=not wait) for x in (grad_scale, found_inf)
-        )
-        self.backend.run(self._prepared, grads, grad_scale, found_inf)
-        if wait and found_inf is not None and found_inf.item():
+        self.backend.run(self._prepared, grads, self._here(grad_scale), self._here(found_inf))
+        if self._waits and found_inf is not None and found_inf.item():
             return  # nothing was written
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         increment_versions(self.batch.params)
+
+
+    def _here(self, scalar: Tensor | None) -> Tensor | None:
+        return None if scalar is None else scalar.to(self._device, non_blocking=not self._waits)
 
 
 def check_scalars(grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
@@ -59,9 +60,11 @@ def check_scalars(grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
 
 def check_scalar(name: str, scalar: Tensor | None) -> None:
     """Raises TypeError where it is not as `step` describes it."""
-    if not isinstance(scalar, Tensor | None):
+    if scalar is None:
+        return
+    if not isinstance(scalar, Tensor):
         raise TypeError(f"{name} must be a tensor, got {scalar!r}")
-    if scalar is not None and (scalar.dtype != torch.float32 or scalar.numel() != 1):
+    if scalar.dtype != torch.float32 or scalar.numel() != 1:
         raise TypeError(f"{name} must be float32 of 1 element, got {scalar.dtype}, {tuple(scalar.shape)}")
 
 

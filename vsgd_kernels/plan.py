@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import is_
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -152,10 +153,13 @@ class Plan:
 
     def unchanged(self, scope: Scope) -> Gradients | None:
         """The step's gradients, if the plan is known to serve for them; it has taken the hyperparameters then."""
-        if self._seen is None or not all(map(Settings.fits, scope.settings, self._settings)):
+        if self._seen is None:
+            return None
+        same = all(map(is_, scope.settings, self._settings))  # of plain settings there is one object
+        if not same and not all(map(Settings.fits, scope.settings, self._settings)):
             return None
         gradients = self._seen.gradients(lists_of(scope.param_groups), [scope.state, scope.variances])
-        if gradients is not None and any(map(_rows_differ, scope.settings, self._settings)):
+        if gradients is not None and not same and any(map(_rows_differ, scope.settings, self._settings)):
             self._settings = scope.settings
             self._hyper.copy_(_hyper(scope.settings))
         return gradients
