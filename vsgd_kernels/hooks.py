@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
+from torch._C._autograd import _profiler_enabled
 from torch._C._profiler import _RecordFunctionFast
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -24,8 +25,8 @@ def hooked(step: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]
 
     @wraps(step)
     def wrapper(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        optimizer = args[0]
-        if torch.compiler.is_compiling() or torch.autograd._profiler_enabled() or _has_hooks(optimizer):
+        optimizer = cast(Optimizer, args[0])
+        if torch.compiler.is_compiling() or _profiler_enabled() or _has_hooks(optimizer):
             return with_hooks(*args, **kwargs)
         with _RecordFunctionFast(f"Optimizer.step#{optimizer.__class__.__name__}.step"):
             return step(*args, **kwargs)

@@ -47,7 +47,6 @@ class Launch:
         # Without this, a backward through a graph recorded before the step would use the new values in silence.
         increment_versions(self.batch.params)
 
-
     def _here(self, scalar: Tensor | None) -> Tensor | None:
         return None if scalar is None else scalar.to(self._device, non_blocking=not self._waits)
 

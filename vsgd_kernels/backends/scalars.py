@@ -41,7 +41,8 @@ class HostScalars:
 
     def _share(self) -> None:
         pairs = torch.stack([torch.tensor(self._batch.groups, device="cpu"), self._steps.long()])
-        distinct, self.row = torch.unique(pairs, dim=1, return_inverse=True)
+        distinct, row = torch.unique(pairs, dim=1, return_inverse=True)
+        self.row: Tensor = row
         self.rows = distinct.shape[1]
         self._groups = distinct[0]
         self._tensor_of_row = torch.empty(self.rows, dtype=torch.int64, device="cpu")
@@ -58,7 +59,7 @@ class HostScalars:
         return changed
 
     def ahead(self, steps: int, dtype: torch.dtype) -> Tensor:
-        """[up to `steps`, rows, Rule.scalar_count] of dtype, on the CPU, of the step counted last and of those after it.
+        """[up to `steps`, rows, Rule.scalar_count] of dtype, on the CPU: of the step counted last and the next ones.
 
         Those of a single step Python computes sooner.
         """

@@ -31,6 +31,7 @@ TRITON_DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
+Arguments = tuple[Tensor | int | None, ...]
 #: Products and sums are fused where the code says so, as in the C++ kernel, so that both give the same bits.
 OPTIONS = {"enable_fp_fusion": False}
 
@@ -120,12 +121,13 @@ def step(prepared: Prepared, launch: StepLaunch, grad_scale: Tensor | None, foun
 
 def add(launch: SampleLaunch, chunk: int) -> None:
     """Adds the launch's samples; on the current stream."""
-    arguments = (
-        *(launch.rows, launch.samples, launch.counts, launch.layouts, launch.chunk_tensor, launch.first_chunk),
-    )
-    _launch(
-        launch, add_kernel, launch.programs, arguments, lambda: sample_constants(launch.path, chunk, WARPS), WARPS
-    )
+    samples = (launch.rows, launch.samples, launch.counts)
+    arguments = (*samples, launch.layouts, launch.chunk_tensor, launch.first_chunk)
+
+    def constants() -> dict[str, Any]:
+        return sample_constants(launch.path, chunk, WARPS)
+
+    _launch(launch, add_kernel, launch.programs, arguments, constants, WARPS)
 
 
 def _kind(scalar: Tensor | None) -> bool | None:
@@ -137,7 +139,7 @@ def _launch(
     launch: StepLaunch | SampleLaunch,
     kernel: Any,
     programs: int,
-    arguments: tuple[Tensor | int | None, ...],
+    arguments: Arguments,
     constants: Callable[[], dict[str, Any]],
     warps: int,
     *kinds: bool | None,
@@ -158,14 +160,14 @@ def _launch(
         launch.compiled[key] = _compiled_launch(compiled[(programs, 1, 1)], launch.rows.device.index, values)
 
 
-def _compiled_launch(run: Any, device: int, constants: dict[str, Any]) -> Callable[[tuple[Tensor | int | None, ...]], None]:
+def _compiled_launch(run: Any, device: int, constants: dict[str, Any]) -> Callable[[Arguments], None]:
     """Launches what was compiled, with other arguments.
 
     For tensors it passes their addresses: of a tensor Triton asks the driver whether the device may read it.
     """
-    values = tuple(constants.values())
+    values = constants.values()
 
-    def again(arguments: tuple[Tensor | int | None, ...]) -> None:
+    def again(arguments: Arguments) -> None:
         addresses = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
         run(*addresses, *values, stream=torch._C._cuda_getCurrentRawStream(device))
 

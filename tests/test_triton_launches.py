@@ -1,0 +1,47 @@
+"""What the Triton backend has Triton launch, without a GPU (``fake_driver.py``)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fake_driver import STREAM
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    compiler = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    options = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([compiler, *options, "-o", library, FOLDER / "fake_driver.c"], check=True)
+    (library.parent / "libcuda.so").symlink_to(library)
+    places = dict.fromkeys(("LD_LIBRARY_PATH", "TRITON_LIBCUDA_PATH"), str(library.parent))
+    env = {**os.environ, **places, "TRITON_INTERPRET": "0", "PYTHONPATH": str(FOLDER.parent)}
+    command = [sys.executable, FOLDER / "fake_driver.py", library]
+    output = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_launches(steps, capturable):
+    """The first, which Triton compiles, and those after it: on the current stream, with the tables' addresses."""
+    own = [step for step in steps if step["capturable"] == capturable]
+    assert len(own) == 5
+    for step in own:
+        *counts, last = step["launched"]
+        assert [launch["name"] for launch in step["launched"]] == ["count_kernel"] * capturable + ["step_kernel"]
+        assert {launch["stream"] for launch in step["launched"]} == {STREAM}
+        assert [launch["threads"] for launch in step["launched"]] == step["threads"][0 if capturable else 1 :]
+        assert last["programs"] == 1 + 5 + 1
+        assert last["arguments"][: len(step["stepped"])] == step["stepped"]
+        for launch in counts:
+            assert launch["programs"] == 1
+            assert launch["arguments"][:3] == step["counted"]
