@@ -1,4 +1,7 @@
-"""The host's share of a step: `python -m bench.host_time`. Steps a thousand small tensors and more; needs no GPU."""
+"""The host's share of a step: `python -m bench.host_time`. Steps a thousand small tensors and more; needs no GPU.
+
+What the backends for GPUs do on the host is measured without their kernels, and without CUDA: tables lie on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 
 import vsgd_kernels
+from vsgd_kernels.backends.cuda import CudaBackend
 from vsgd_kernels.ops import Launch
 
 from .cases import make_params
@@ -20,6 +24,8 @@ from .cases import make_params
 STEPS = 200
 #: Gradients of the next step: those of the last, or new ones as autograd makes them.
 GRADIENTS = ("the same", "new")
+#: A backend's method in which the kernels run.
+KERNELS = {"cpp": "run", "cuda": "step"}
 
 
 def cpu_model() -> str:
@@ -66,10 +72,16 @@ class Timed:
         return 1e6 * statistics.median(self.times)
 
 
-def measure(tensors: int, gradients: str, steps: int) -> dict[str, str | int | float]:
+def leave_kernels_out() -> None:
+    """Has the `cuda` backend take tensors on the CPU, and launch nothing."""
+    CudaBackend.on_host = True
+    CudaBackend.step = lambda *_: None  # type: ignore[method-assign]
+
+
+def measure(backend: str, tensors: int, gradients: str, steps: int) -> dict[str, str | int | float]:
     """The parts of a step of float32 tensors of 64 elements, in microseconds."""
     params = make_params([(64,)] * tensors)
-    optimizer = vsgd_kernels.VSGD(params, lr=1e-2, backend="cpp")
+    optimizer = vsgd_kernels.VSGD(params, lr=1e-2, backend=backend)
 
     def backward() -> None:
         if gradients == "new":
@@ -81,11 +93,12 @@ def measure(tensors: int, gradients: str, steps: int) -> dict[str, str | int | f
         optimizer.step()
     assert optimizer._stepper._plan is not None
     (launch, _), *_ = optimizer._stepper._plan._launches
-    kernel, whole = Timed(launch.backend, "run"), Timed(launch, "run")
+    kernel, whole = Timed(launch.backend, KERNELS[backend]), Timed(launch, "run")
     step = host_us(optimizer.step, steps, backward)
-    del launch.backend.run  # type: ignore[method-assign]
+    delattr(launch.backend, KERNELS[backend])
     assert isinstance(launch, Launch)
     return {
+        "backend": backend,
         "tensors": tensors,
         "gradients": gradients,
         "host": step - kernel.median_us(),
@@ -101,17 +114,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.host_time", description="Measures a step's cost to the host."
     )
-    parser.add_argument("--tensors", type=int, nargs="+", default=[1000, 10_000], metavar="N", help="how many")
+    parser.add_argument("--tensors", type=int, nargs="+", default=[1, 1000, 10_000], metavar="N", help="how many")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    rows = [measure(n, gradients, args.steps) for n in args.tensors for gradients in GRADIENTS]
+    leave_kernels_out()
+    rows = [measure(b, n, gradients, args.steps) for b in KERNELS for n in args.tensors for gradients in GRADIENTS]
     print(
         f"CPU: {cpu_model()}; {args.threads} threads; torch {torch.__version__}; float32 tensors of 64 elements.\n"
         "Microseconds, medians. host = check + launch: step() without the kernel's call, which is dispatch and\n"
         "arithmetic. check: finding out whether the prepared launch serves, and torch's own code around step().\n"
-        "launch: all but the kernel's call. New gradients are made by autograd, outside of the time.\n"
+        "launch: all but the kernel's call. New gradients are made by autograd, outside of the time. cuda: without\n"
+        "kernels and GPU, as is triton but for Triton's own code.\n"
     )
     print(tabulate([list(row.values()) for row in rows], list(rows[0]), floatfmt=".0f"))
 
