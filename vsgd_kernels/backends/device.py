@@ -116,7 +116,8 @@ class Prepared(OnDevice):
 
     def _build(self, grads: Gradients) -> None:
         self.table, self.grads = Table(self.batch, grads.tensors), grads.addresses
-        aligned = ~(misaligned(self.table.rows[:, _ADDRESSES]).any(1) | misaligned(self.grads))
+        self._misaligned = misaligned(self.grads)
+        aligned = ~(misaligned(self.table.rows[:, _ADDRESSES]).any(1) | self._misaligned)
         strided = self.table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
@@ -141,12 +142,12 @@ class Prepared(OnDevice):
         if torch.equal(grads.addresses, self.grads):
             self.grads = grads.addresses
             return
-        if not torch.equal(misaligned(grads.addresses), misaligned(self.grads)):
+        if not torch.equal(misaligned(grads.addresses), self._misaligned):
             self._build(grads)
             return
         self.grads = grads.addresses
         for launch in self.launches:
-            self.copy(launch.grads, self.grads[launch.indices])
+            self.copy(launch.grads, self.grads if len(self.launches) == 1 else self.grads[launch.indices])
 
     def count_on_host(self, scalars: DeviceScalars) -> None:
         """Counts a step, and gives the launches the scalars of it."""

@@ -20,7 +20,7 @@ _STAGED = 2**16
 
 def misaligned(addresses: Tensor) -> Tensor:
     """Which addresses are not multiples of `ALIGNMENT`."""
-    return addresses % ALIGNMENT != 0
+    return addresses & (ALIGNMENT - 1) != 0  # a division takes longer
 
 
 class OnDevice(ABC):
