@@ -6,6 +6,7 @@ What the backends for GPUs do on the host is measured without their kernels, and
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 import time
@@ -117,10 +118,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tensors", type=int, nargs="+", default=[1, 1000, 10_000], metavar="N", help="how many")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     args = parser.parse_args(argv)
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"there is no folder for {args.json}")
     torch.set_num_threads(args.threads)
     leave_kernels_out()
     rows = [measure(b, n, gradients, args.steps) for b in KERNELS for n in args.tensors for gradients in GRADIENTS]
+    if args.json:
+        environment = {"cpu": cpu_model(), "torch": torch.__version__, "threads": args.threads}
+        args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
     print(
         f"CPU: {cpu_model()}; {args.threads} threads; torch {torch.__version__}; float32 tensors of 64 elements.\n"
         "Microseconds, medians. host = check + launch: step() without the kernel's call, which is dispatch and\n"

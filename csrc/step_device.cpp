@@ -1,6 +1,6 @@
-// The CUDA kernels' blocks, run on the host, for tests where there is no GPU.
+// The CUDA kernels' blocks, run on the host, for tests where there is no GPU; and counting, for steps to come.
 #ifdef __GNUC__
-#pragma GCC optimize("O1")  // tests alone run it; it compiles in half the time
+#pragma GCC optimize("O1")  // tests alone run the steps; they compile in half the time
 #endif
 
 #include "step_device.h"

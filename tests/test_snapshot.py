@@ -177,7 +177,8 @@ def test_same_gradients_are_given_once(params, state):
 
 def test_more_and_fewer(params, state):
     snapshot = Seen([params], [state])
-    for lists, dicts in (([], [state]), ([params, []], [state]), ([params], []), ([params], [state, {}])):
+    others = [([], [state]), ([params, []], [state]), ([params], []), ([params], [state, {}]), ([params], [{}])]
+    for lists, dicts in others:
         assert snapshot.gradients(lists, dicts) is None
 
 
