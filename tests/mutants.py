@@ -140,6 +140,7 @@ MUTANTS = [
     ("packed512.h", "random_at<16, 32 - Coding::shift>", "random_at<0, 32 - Coding::shift>"),
     ("codes512.h", "_mm512_min_epu32(low_, bits)", "low_"),
     ("packed.h", "k += fits_at[0] ? 0 : ", "k += "),
+    ("packed.h", "fits_at[1] ? 1 : fits_at[2] ? 2 : 3", "fits_at[1] ? 1 : 2"),
     ("packed.h", "high[j] = smaller(rates.high, kMostRate);", "high[j] = rates.high;"),
     ("packed.h", "smaller(bit_cast<uint32_t>(state[j + 1]), kMostRate)", "bit_cast<uint32_t>(state[j + 1])"),
     ("packed.h", "base[0] + (rate_code(0, state, random) << k)", "bit_cast<uint32_t>(state[1])"),

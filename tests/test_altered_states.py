@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from tests.cases import CASES, CODED, assert_same_bits, each_isa, train
-from tests.codes import IN_BLOCKS, LARGE, all_values, decoded, make
+from tests.codes import IN_BLOCKS, LARGE, all_values, bits_of_codes, decoded, make
+from vsgd_kernels import VSGD
 from vsgd_kernels.noise import CODES
+
+BLOCKS = 400
 
 
 def every_other(codes):
@@ -157,6 +160,45 @@ def test_any_state_is_stepped_alike(case, style, count, tau, generator, monkeypa
         for other in others:
             assert_same_bits(other, wanted)
         assert_same_bits(reference, stepped_from(make_optimizer, "cpp", count, numbers, grad, 1))
+
+
+def rates_just_below(generator):
+    """Rates whose bits, in each block, span a few less than a power of two, so that they barely do not fit in codes."""
+    low = torch.randint(0x30000000, 0x4E000000, (BLOCKS, 1), generator=generator)
+    span = (1 << torch.randint(5, 26, (BLOCKS, 1), generator=generator)) - torch.randint(
+        0, 64, (BLOCKS, 1), generator=generator
+    )
+    inside = torch.rand(BLOCKS, CODES, generator=generator)
+    inside[:, :2] = torch.tensor([0.0, 1.0])
+    return (low + (span * inside.double()).long()).int().view(torch.float32).flatten()
+
+
+def coarser(rates, k):
+    """How much larger k is than where packed16 begins to look for it."""
+    lengths = [bits_of_codes(rate.view(BLOCKS, CODES), 0) for rate in rates]
+    first = torch.maximum(torch.maximum(*lengths) - 11, (sum(lengths) - 11 + 1) >> 1).clamp(min=5)
+    return k - first.flatten()
+
+
+def test_codes_of_rates_that_barely_do_not_fit(generator, monkeypatch):
+    """Steps of up to three doublings are tried until they do, by each backend to the same codes."""
+    numbers = [torch.randn(BLOCKS * CODES, generator=generator), *(rates_just_below(generator) for _ in range(2))]
+
+    def stepped(backend, style="packed16"):
+        param, optimizer = started_from(partial(VSGD, state_format="packed16"), backend, 5.0, numbers)
+        if style == "fp32":  # from the same numbers
+            param, optimizer = started_from(VSGD, backend, 5.0, decoded(optimizer, param))
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        return optimizer.state[param]
+
+    wanted, uncoded = stepped("cpp"), stepped("cpp", "fp32")
+    found = coarser((uncoded["bg"], uncoded["bhg"]), wanted["blocks"][:, 1] & 31)
+    assert set(found.tolist()) == {0, 1, 2, 3}
+    for _ in each_isa(monkeypatch):
+        assert_same_bits(stepped("cpp").values(), wanted.values())
+    for backend in ("eager", "cuda", "triton"):
+        assert_same_bits(stepped(backend).values(), wanted.values())
 
 
 def test_means_alone_are_nan():

@@ -107,7 +107,8 @@ class DeviceScalars:
         return self._host.row
 
     def _make_room(self) -> None:
-        shape = (min(_STEPS, max(1, _ROWS // self._host.rows)), self._host.rows, self._batch.rule.scalar_count)
+        self._most = min(_STEPS, max(1, _ROWS // self._host.rows))
+        shape = (self._most, self._host.rows, self._batch.rule.scalar_count)
         self._room = {dtype: torch.empty(shape, dtype=dtype, device=self._on.device) for dtype in self._dtypes}
         self._views = {dtype: room.unbind() for dtype, room in self._room.items()}
         self.of = {dtype: views[0] for dtype, views in self._views.items()}
@@ -133,7 +134,7 @@ class DeviceScalars:
 
     def _fill(self) -> None:
         for dtype, room in self._room.items():
-            found = self._host.ahead(min(self._wanted, len(room)), dtype)
+            found = self._host.ahead(self._wanted, dtype)
             self._on.copy(room[: len(found)], found)
             self._next, self._filled = 0, len(found)
-        self._wanted *= 2
+        self._wanted = min(2 * self._wanted, self._most)
