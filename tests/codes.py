@@ -25,6 +25,30 @@ def make(style, generator, case=CASES["vsgd"], **settings):
     return params, case.optimizer(params, lr=1e-2, state_format=style, seed=5, **settings)
 
 
+def started_from(make_optimizer, backend, count, numbers):
+    """A parameter of zeros, and its optimizer with a state that stands for these numbers after `count` steps."""
+    param = torch.nn.Parameter(torch.zeros_like(numbers[0]))
+    optimizer = make_optimizer([param], backend=backend)
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {"step": torch.tensor(count), **dict(zip(optimizer.rule.states, numbers, strict=True))}}
+    optimizer.load_state_dict(saved)
+    return param, optimizer
+
+
+def with_rates_that_barely_do_not_fit(generator, blocks=1200):
+    """Means and rates for VSGD: in each block the rates' bits span a few less than a power of two."""
+
+    def rates():
+        low = torch.randint(0x30000000, 0x4E000000, (blocks, 1), generator=generator)
+        less = torch.randint(0, 64, (blocks, 1), generator=generator)
+        span = (1 << torch.randint(5, 26, (blocks, 1), generator=generator)) - less
+        inside = torch.rand(blocks, CODES, generator=generator)
+        inside[:, :2] = torch.tensor([0.0, 1.0])
+        return (low + (span * inside.double()).long()).int().view(torch.float32).flatten()
+
+    return [torch.randn(blocks * CODES, generator=generator), rates(), rates()]
+
+
 def all_values(params, optimizer):
     return [t for p in params for t in (p.detach(), *optimizer.state[p].values())]
 

@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from tests.cases import CASES, CODED, assert_same_bits, each_isa, train
-from tests.codes import IN_BLOCKS, LARGE, all_values, bits_of_codes, decoded, make
+from tests.codes import (
+    IN_BLOCKS,
+    LARGE,
+    all_values,
+    bits_of_codes,
+    decoded,
+    make,
+    started_from,
+    with_rates_that_barely_do_not_fit,
+)
 from vsgd_kernels import VSGD
 from vsgd_kernels.noise import CODES
-
-BLOCKS = 400
 
 
 def every_other(codes):
@@ -106,16 +113,6 @@ def of_blocks(low, high, generator):
     return exponents.exp2().flatten()[:LARGE]
 
 
-def started_from(make_optimizer, backend, count, numbers):
-    """A parameter of zeros, and its optimizer with a state that stands for these numbers after `count` steps."""
-    param = torch.nn.Parameter(torch.zeros_like(numbers[0]))
-    optimizer = make_optimizer([param], backend=backend)
-    saved = optimizer.state_dict()
-    saved["state"] = {0: {"step": torch.tensor(count), **dict(zip(optimizer.rule.states, numbers, strict=True))}}
-    optimizer.load_state_dict(saved)
-    return param, optimizer
-
-
 def stepped_from(make_optimizer, backend, count, numbers, grad, steps):
     """A state that stands for these numbers after `count` steps, after some more.
 
@@ -162,27 +159,16 @@ def test_any_state_is_stepped_alike(case, style, count, tau, generator, monkeypa
         assert_same_bits(reference, stepped_from(make_optimizer, "cpp", count, numbers, grad, 1))
 
 
-def rates_just_below(generator):
-    """Rates whose bits, in each block, span a few less than a power of two, so that they barely do not fit in codes."""
-    low = torch.randint(0x30000000, 0x4E000000, (BLOCKS, 1), generator=generator)
-    span = (1 << torch.randint(5, 26, (BLOCKS, 1), generator=generator)) - torch.randint(
-        0, 64, (BLOCKS, 1), generator=generator
-    )
-    inside = torch.rand(BLOCKS, CODES, generator=generator)
-    inside[:, :2] = torch.tensor([0.0, 1.0])
-    return (low + (span * inside.double()).long()).int().view(torch.float32).flatten()
-
-
 def coarser(rates, k):
     """How much larger k is than where packed16 begins to look for it."""
-    lengths = [bits_of_codes(rate.view(BLOCKS, CODES), 0) for rate in rates]
+    lengths = [bits_of_codes(rate.view(-1, CODES), 0) for rate in rates]
     first = torch.maximum(torch.maximum(*lengths) - 11, (sum(lengths) - 11 + 1) >> 1).clamp(min=5)
     return k - first.flatten()
 
 
 def test_codes_of_rates_that_barely_do_not_fit(generator, monkeypatch):
     """Steps of up to three doublings are tried until they do, by each backend to the same codes."""
-    numbers = [torch.randn(BLOCKS * CODES, generator=generator), *(rates_just_below(generator) for _ in range(2))]
+    numbers = with_rates_that_barely_do_not_fit(generator)
 
     def stepped(backend, style="packed16"):
         param, optimizer = started_from(partial(VSGD, state_format="packed16"), backend, 5.0, numbers)

@@ -1,12 +1,15 @@
 """What a step computes on a GPU: against the reference in float64, and against the CPU to the bit."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params, step_counts
+from tests.codes import started_from, with_rates_that_barely_do_not_fit
 from tests.gpu.tensors import GPU, compare, give_gradients, on_gpu, outcome, values_of
+from vsgd_kernels import VSGD
 from vsgd_kernels.formats import MASTER_WEIGHTS, is_16_bit
 from vsgd_kernels.state_formats import FORMATS
 
@@ -65,6 +68,19 @@ def test_formats_give_the_same_bits(case, dtype, style, masters, generator):
     grads = [[gradient(t, generator) for t in start] for _ in range(3)]
     grads[1][2][700:1300:200] = float("nan")
     compare(*(outcome(case, name, start, grads, seed=3, **settings) for name in ("cpp", "triton", "cuda")))
+
+
+def test_codes_of_rates_that_barely_do_not_fit(backend, generator):
+    """The CPU's: of blocks in which packed16 looks for steps further than others need."""
+    numbers = with_rates_that_barely_do_not_fit(generator)
+    outcomes = []
+    for name, device in (("cpp", "cpu"), (backend, "cuda")):
+        own = [number.to(device) for number in numbers]
+        param, optimizer = started_from(partial(VSGD, state_format="packed16"), name, 5.0, own)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        outcomes.append([value.cpu() for value in optimizer.state[param].values()])
+    compare(*outcomes)
 
 
 @pytest.mark.xdist_group("most of a GPU's memory")
