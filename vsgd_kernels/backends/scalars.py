@@ -135,6 +135,6 @@ class DeviceScalars:
     def _fill(self) -> None:
         for dtype, room in self._room.items():
             found = self._host.ahead(self._wanted, dtype)
-            self._on.copy(room[: len(found)], found)
-            self._next, self._filled = 0, len(found)
+            self._next, self._filled = 0, found.shape[0]
+            self._on.copy(room[: self._filled], found)
         self._wanted = min(2 * self._wanted, self._most)
