@@ -74,15 +74,27 @@ def tables_of(prepared, launch, amp):
 def main():
     """Prints, for each step with and without device-side counts, what was launched and what should have been."""
     take = pretend(ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL))
+    from triton.runtime.jit import JITFunction
+
     import vsgd_kernels
     from vsgd_kernels.backends.triton.engine import COUNT_WARPS, WARPS
 
+    through_triton = 0
+    run = JITFunction.run
+
+    def count_and_run(*args, **kwargs):
+        nonlocal through_triton
+        through_triton += 1
+        return run(*args, **kwargs)
+
+    JITFunction.run = count_and_run
     steps = []
     for capturable in (False, True):
         params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 5000, 64)]
         for param in params:
             param.grad = torch.ones_like(param)
-        optimizer = vsgd_kernels.VSGD(params, lr=0.1, backend="triton", capturable=capturable)
+        # Its scalars take 40 bytes, so that every other step's begin where an alignment of 16 does not.
+        optimizer = vsgd_kernels.ConstantVSGD(params, lr=0.1, backend="triton", capturable=capturable)
         for amp in ((), (), (), (torch.ones(1), torch.zeros(1)), (torch.ones(1), torch.zeros(1))):
             optimizer.grad_scale, optimizer.found_inf = amp or (None, None)
             optimizer.step()
@@ -90,7 +102,13 @@ def main():
             (launch,) = prepared.launches
             # Counted by the host, a step waits for found_inf.
             counted, stepped = tables_of(prepared, launch, amp if capturable else amp[:1])
-            expected = {"counted": counted, "stepped": stepped, "threads": [32 * COUNT_WARPS, 32 * WARPS]}
+            found, through_triton = through_triton, 0
+            expected = {
+                "through Triton": found,
+                "counted": counted,
+                "stepped": stepped,
+                "threads": [32 * COUNT_WARPS, 32 * WARPS],
+            }
             steps.append({"launched": take(), "capturable": capturable, **expected})
     print(json.dumps(steps))
 

@@ -1,5 +1,8 @@
 """The host's side of the GPU backends, and the CUDA kernels' blocks: on the CPU, without a GPU."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -64,6 +67,28 @@ def test_one_launch_for_a_uniform_model(case, backend, generator):
         check_step(optimizer, [p for p in params if p.grad is not None])
     assert len(launches(optimizer)) == 1
     assert len(launches(optimizer)[0].rows) == 6
+
+
+@pytest.mark.engine
+def test_dropped_at_once(case, backend, generator):
+    """What is no more in use, and what is prepared anew, waits for no garbage collector."""
+    params = make_params(generator, 3)
+    optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+    check_step(optimizer, params)
+    prepared = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            optimizer.state[params[0]]["own"] = object()
+            check_step(optimizer, params)
+            prepared.append(weakref.ref(optimizer._stepper._plan._launches[0][0]._prepared))
+        assert [each() is not None for each in prepared] == [False, False, True]
+        param = weakref.ref(params[0])
+        del params, optimizer
+        assert (param(), prepared[-1]()) == (None, None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.engine

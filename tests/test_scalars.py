@@ -1,8 +1,11 @@
 """The scalars of steps whose counts are on the CPU, computed for several steps at once."""
 
+import random
+
 import pytest
 import torch
 
+from tests.cases import assert_same_bits
 from vsgd_kernels.backends import library
 from vsgd_kernels.backends.scalars import HostScalars
 
@@ -51,6 +54,34 @@ def test_somebody_counts(batch):
     assert scalars.count()
     assert scalars.rows == 3
     assert torch.equal(scalars.ahead(2, torch.float64)[1][scalars.row], expected(batch, (9, 4, 103), torch.float64))
+
+
+@pytest.mark.engine
+def test_steps_of_many_rooms(case, generator):
+    """Those of a launch that is prepared anew each time: two dtypes, counts and rates that change, skipped steps."""
+    settings = {key: value for key, value in case.settings.items() if key != "lr"}
+
+    def trained(anew):
+        draw = random.Random(0)
+        grads = torch.Generator().manual_seed(1)
+        dtypes = (torch.float32, torch.float64, torch.float32)
+        params = [torch.nn.Parameter(torch.ones(n, dtype=dtype)) for n, dtype in enumerate(dtypes, 3)]
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.5}]
+        optimizer = case.optimizer(groups, lr=0.01, backend="cuda", **settings)
+        for _ in range(300):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=grads, dtype=param.dtype)
+            if draw.random() < 0.01:
+                optimizer.param_groups[draw.randint(0, 1)]["lr"] = draw.random()
+            if draw.random() < 0.005:
+                optimizer.state[params[2]]["step"].fill_(draw.randint(0, 1000))
+            optimizer.found_inf = torch.tensor(float(draw.random() < 0.05))
+            if anew:
+                optimizer._stepper._plan = None
+            optimizer.step()
+        return [*params, *(optimizer.state[param]["step"] for param in params)]
+
+    assert_same_bits(trained(anew=False), trained(anew=True))
 
 
 @pytest.mark.parametrize("why", ["counts end", "nothing is compiled"])

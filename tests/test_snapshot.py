@@ -164,6 +164,25 @@ def test_found_again(params, state):
         assert snapshot.gradients([params], [state]).addresses.tolist() == addresses(params)
 
 
+def test_interrupted(params, state):
+    """As by Ctrl-C after the look: where gradients went is not forgotten."""
+    snapshot = Seen([params], [state])
+    assert snapshot.gradients([params], [state]).addresses.tolist() == addresses(params)
+    native = snapshot._native
+
+    class Interrupted:
+        def serves(self, *seen):
+            native.serves(*seen)
+            raise KeyboardInterrupt
+
+    params[0].grad = torch.rand(4, 6)
+    snapshot._native = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        snapshot.gradients([params], [state])
+    snapshot._native = native
+    assert snapshot.gradients([params], [state]).addresses.tolist() == addresses(params)
+
+
 def test_same_gradients_are_given_once(params, state):
     snapshot = Seen([params], [state])
     first = snapshot.gradients([params], [state])

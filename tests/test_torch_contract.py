@@ -1,6 +1,7 @@
 """What torch tests of its own optimizers: refusals, hooks, schedulers, copies, gradients; checkpoints stand apart."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -235,6 +236,43 @@ def test_named_in_profiles(info):
         optimizer.zero_grad()
     names = [event.name for event in profile.function_events]
     assert [names.count(f"Optimizer.{method}#{info.name}.{method}") for method in ("step", "zero_grad")] == [1, 1]
+
+
+@each_info
+def test_observed(info, tmp_path):
+    """By an observer that is no profiler, in the scope in which torch's optimizers are."""
+    found = []
+    for optimizer_class in (info.optim_cls, torch.optim.AdamW):
+        param = _leaf()
+        optimizer = optimizer_class([param], lr=1e-2)
+        param.grad = torch.ones(3)
+        path = tmp_path / f"{optimizer_class.__name__}.json"
+        observer = torch.profiler.ExecutionTraceObserver().register_callback(str(path))
+        observer.start()
+        optimizer.step()
+        observer.stop()
+        observer.unregister_callback()
+        nodes = [n for n in json.loads(path.read_text())["nodes"] if n["name"].startswith("Optimizer.step#")]
+        found.append(
+            [(n["name"].split("#")[1], [a["value"] for a in n["attrs"] if a["name"] == "scope"]) for n in nodes]
+        )
+    (own,), (torchs,) = found
+    assert own == (f"{info.name}.step", torchs[1])
+
+
+@each_info
+def test_hook_of_the_closure(info):
+    """One that it registers is called in the same step."""
+    param = _leaf()
+    optimizer = info.optim_cls([param], lr=1e-2)
+    seen = []
+
+    def closure():
+        param.grad = torch.ones(3)
+        optimizer.register_step_post_hook(lambda *_: seen.append(torch.equal(param, torch.ones(3))))
+
+    optimizer.step(closure)
+    assert seen == [False]
 
 
 @each_input(torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Hooks around `step()`: torch's, in a tenth of the time where there are none."""
+"""What is around `step()`: torch's hooks and records, in less time where nobody has any."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
 import torch
-from torch._C._autograd import _profiler_enabled
-from torch._C._profiler import _RecordFunctionFast
-from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import Optimizer
+
+try:
+    from torch._C._autograd import (
+        _profiler_enabled,
+        _record_function_with_args_enter,
+        _record_function_with_args_exit,
+    )
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+except ImportError:  # of a torch that calls them otherwise
+    _ARE_KNOWN = False
+else:
+    _ARE_KNOWN = True
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -18,18 +28,25 @@ _Result = TypeVar("_Result")
 def hooked(step: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """What torch makes of an optimizer's `step`.
 
-    Where somebody else is to know of the step, that is called. To whom no hook and no profiler is known, it says that a
-    function named as torch names it has begun and ended, which torch's own code takes 4 us for (an AMD EPYC of Zen 5).
+    That is called where there are hooks, where a closure might register some, and where a profiler runs. Otherwise the
+    step is recorded under the same name and in the same scope, for observers, with a fifth of the work.
     """
     with_hooks = Optimizer.profile_hook_step(step)
+    if not _ARE_KNOWN:
+        return with_hooks
 
     @wraps(step)
     def wrapper(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         optimizer = cast(Optimizer, args[0])
-        if torch.compiler.is_compiling() or _profiler_enabled() or _has_hooks(optimizer):
+        if torch.compiler.is_compiling() or len(args) > 1 or kwargs or _profiler_enabled() or _has_hooks(optimizer):
             return with_hooks(*args, **kwargs)
-        with _RecordFunctionFast(f"Optimizer.step#{optimizer.__class__.__name__}.step"):
-            return step(*args, **kwargs)
+        record = _record_function_with_args_enter(f"Optimizer.step#{optimizer.__class__.__name__}.step")
+        try:
+            result = step(*args, **kwargs)
+            optimizer._optimizer_step_code()
+            return result
+        finally:
+            _record_function_with_args_exit(record)
 
     return wrapper
 

@@ -137,8 +137,9 @@ def _compile(kernel: _Kernel, arch: str) -> Any:
 
     engine = _engine()
     signature = {**kernel.tables, **dict.fromkeys(kernel.constants, "constexpr")}
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(kernel.tables))}
     function = getattr(engine, kernel.function)
+    tables = [param for param in function.params if param.name in kernel.tables]
+    aligned = {(p.num,): [["tt.divisibility", 16]] for p in tables if not p.do_not_specialize_on_alignment}
     source = ASTSource(function, signature, constexprs=kernel.constants, attrs=aligned)
     nvidia = arch.startswith("sm_")
     target = GPUTarget("cuda", int(arch[3:]), 32) if nvidia else GPUTarget("hip", arch, 64)

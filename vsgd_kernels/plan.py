@@ -160,8 +160,8 @@ class Plan:
             return None
         gradients = self._seen.gradients(lists_of(scope.param_groups), [scope.state, scope.variances])
         if gradients is not None and not same and any(map(_rows_differ, scope.settings, self._settings)):
-            self._settings = scope.settings
             self._hyper.copy_(_hyper(scope.settings))
+            self._settings = scope.settings
         return gradients
 
     def norm(self, gradients: Gradients) -> Tensor | None:

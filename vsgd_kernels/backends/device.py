@@ -111,7 +111,7 @@ class Prepared(OnDevice):
         super().__init__(batch.params[0].device)
         self.batch = batch
         self.chunk = chunk
-        self.scalars = None if batch.capturable else DeviceScalars(self, batch)
+        self.scalars = None if batch.capturable else DeviceScalars(batch, self.device)
         self._build(Gradients.of(grads))
 
     def _build(self, grads: Gradients) -> None:
@@ -151,7 +151,7 @@ class Prepared(OnDevice):
 
     def count_on_host(self, scalars: DeviceScalars) -> None:
         """Counts a step, and gives the launches the scalars of it."""
-        if scalars.count():
+        if scalars.count(self.copy):
             self._streams.clear()  # none of them knows the new tensors
             for launch in self.launches:
                 launch.scalar_row = self.upload(scalars.row[launch.indices])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..batch import DTYPES, Batch
 from ..rules import arithmetic_dtype
 from . import library
-from .on_device import OnDevice
 from .table import COLUMNS
 
 #: Float32 counts every step up to here.
 _COUNTED = 2.0**24
-#: So many steps ahead scalars are computed at most, and of so many rows.
+#: So many steps are computed at once at most, and so many rows of all of them together.
 _STEPS, _ROWS = 64, 1024
 
 
@@ -87,16 +88,16 @@ class DeviceScalars:
     A step that finds its scalars there needs no copy; a learning rate that changes at each step has no use of it.
 
     Args:
-        on: where they are.
         batch: whose.
+        device: where they are.
 
     Attributes:
         of: for each dtype that is computed in, [rows, Rule.scalar_count] of the step counted last.
     """
 
-    def __init__(self, on: OnDevice, batch: Batch) -> None:
-        self._on = on
+    def __init__(self, batch: Batch, device: torch.device) -> None:
         self._batch = batch
+        self._device = device
         self._host = HostScalars(batch)
         self._dtypes = {arithmetic_dtype(param.dtype) for param in batch.params}
         self._make_room()
@@ -109,32 +110,38 @@ class DeviceScalars:
     def _make_room(self) -> None:
         self._most = min(_STEPS, max(1, _ROWS // self._host.rows))
         shape = (self._most, self._host.rows, self._batch.rule.scalar_count)
-        self._room = {dtype: torch.empty(shape, dtype=dtype, device=self._on.device) for dtype in self._dtypes}
-        self._views = {dtype: room.unbind() for dtype, room in self._room.items()}
-        self.of = {dtype: views[0] for dtype, views in self._views.items()}
+        self._room = {dtype: torch.empty(shape, dtype=dtype, device=self._device) for dtype in self._dtypes}
+        self.of = {dtype: room[0] for dtype, room in self._room.items()}
         self._forget()
 
     def _forget(self) -> None:
         self._hyper_version = self._batch.hyper._version
         self._next, self._filled, self._wanted = 0, 0, 1
 
-    def count(self) -> bool:
-        """Counts one more step, and has `of` hold its scalars; returns whether `row` and all of `of` are others now."""
+    def count(self, copy: Callable[[Tensor, Tensor], Tensor]) -> bool:
+        """Counts one more step, and has `of` hold its scalars.
+
+        Args:
+            copy: `OnDevice.copy`.
+
+        Returns:
+            Whether `row` and all of `of` are others now.
+        """
         changed = self._host.count()
         if changed:
             self._make_room()
         elif self._batch.hyper._version != self._hyper_version:
             self._forget()
         if self._next == self._filled:
-            self._fill()
-        for dtype, views in self._views.items():
-            self.of[dtype] = views[self._next]
+            self._fill(copy)
+        for dtype, room in self._room.items():
+            self.of[dtype] = room.select(0, self._next)
         self._next += 1
         return changed
 
-    def _fill(self) -> None:
+    def _fill(self, copy: Callable[[Tensor, Tensor], Tensor]) -> None:
         for dtype, room in self._room.items():
             found = self._host.ahead(self._wanted, dtype)
             self._next, self._filled = 0, found.shape[0]
-            self._on.copy(room[: self._filled], found)
+            copy(room[: self._filled], found)
         self._wanted = min(2 * self._wanted, self._most)

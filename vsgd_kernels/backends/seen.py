@@ -62,11 +62,13 @@ class Seen:
         have gradients; these and their gradients are laid out as they were. Where it is not known, None too.
         """
         if self._native is not None:
+            before, self._gradients = self._gradients, None  # after an interrupt nothing is known of what moved
             if not self._native.serves(lists, [*dicts]):
-                self._gradients = None
-            elif self._gradients is None or self._native.moved():
-                self._gradients = Gradients([], _words(self._native.gradients()))
-            return self._gradients
+                return None
+            if before is None or self._native.moved():
+                before = Gradients([], _words(self._native.gradients()))
+            self._gradients = before
+            return before
         found = look(lists)
         alike = (
             found.layouts is not None

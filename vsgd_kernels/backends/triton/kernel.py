@@ -52,7 +52,8 @@ def count_kernel(
     tl.store(step, t, mask=mask)
 
 
-@triton.jit
+# A step's scalars follow those of the step before, wherever these end.
+@triton.jit(do_not_specialize_on_alignment=["scalars"])
 def step_kernel(
     rows,  # [tensors, COLUMNS] int64: see table.py
     grads,  # [tensors] int64: addresses of the gradients
