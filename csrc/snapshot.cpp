@@ -1,5 +1,5 @@
 // The Python module `_snapshot`: whether anything but gradients' addresses has changed since a step, asked of a thousand
-// tensors at a time. It reads them as torch does, by torch's own headers, in an eighth of the time that look.cpp takes.
+// tensors at a time. It reads them as torch does, by torch's own headers, sooner than look.cpp can.
 // These headers hold for one version of torch: with another, backends/library.py leaves this module alone.
 #include <torch/csrc/autograd/python_variable.h>
 

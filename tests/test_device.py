@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from tests.cases import SIZES, check_step, extreme_gradients, gradient, layouts, make_params, misaligned
+from tests.cases import SIZES, assert_same_bits, check_step, extreme_gradients, gradient, layouts, make_params, misaligned
 from vsgd_kernels.backends.device import Prepared
 from vsgd_kernels.batch import DTYPES
 
@@ -67,6 +67,24 @@ def test_one_launch_for_a_uniform_model(case, backend, generator):
         check_step(optimizer, [p for p in params if p.grad is not None])
     assert len(launches(optimizer)) == 1
     assert len(launches(optimizer)[0].rows) == 6
+
+
+@pytest.mark.engine
+def test_in_inference_mode(case, backend):
+    """Steps as elsewhere, those after a change of the learning rate too."""
+    outcomes = []
+    for inference in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        params = make_params(generator, 3)
+        optimizer = case.optimizer(params, lr=1e-2, backend=backend)
+        with torch.inference_mode(inference):
+            for lr in (1e-2, 1e-2, 5e-3, 5e-3):
+                optimizer.param_groups[0]["lr"] = lr
+                for param in params:
+                    param.grad = gradient(param, generator)
+                optimizer.step()
+            outcomes.append([value.clone() for p in params for value in (p, *optimizer.state[p].values())])
+    assert_same_bits(*outcomes)
 
 
 @pytest.mark.engine

@@ -1,4 +1,4 @@
-"""What is around `step()`: torch's hooks and records, in less time where nobody has any."""
+"""What is around `step()`: torch's hooks, and records for who observes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hooked(step: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]
     """What torch makes of an optimizer's `step`.
 
     That is called where there are hooks, where a closure might register some, and where a profiler runs. Otherwise the
-    step is recorded under the same name and in the same scope, for observers, with a fifth of the work.
+    step is recorded, under the same name and in the same scope, and there is no more to do.
     """
     with_hooks = Optimizer.profile_hook_step(step)
     if not _ARE_KNOWN:

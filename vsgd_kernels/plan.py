@@ -192,7 +192,8 @@ def _rows_differ(settings: Settings, others: Settings) -> bool:
 
 
 def _hyper(settings: list[Settings]) -> Tensor:
-    return torch.tensor([setting.row for setting in settings], dtype=torch.float64, device="cpu")
+    with torch.inference_mode(False):  # which would count no versions
+        return torch.tensor([setting.row for setting in settings], dtype=torch.float64, device="cpu")
 
 
 def _by_device(operands: list[Operand], settings: list[Settings]) -> list[tuple[bool, list[int]]]:
