@@ -6,7 +6,16 @@ import weakref
 import pytest
 import torch
 
-from tests.cases import SIZES, assert_same_bits, check_step, extreme_gradients, gradient, layouts, make_params, misaligned
+from tests.cases import (
+    SIZES,
+    assert_same_bits,
+    check_step,
+    extreme_gradients,
+    gradient,
+    layouts,
+    make_params,
+    misaligned,
+)
 from vsgd_kernels.backends.device import Prepared
 from vsgd_kernels.batch import DTYPES
 
