@@ -42,6 +42,17 @@ def cpu_model() -> str:
     return f"{said['model name']} (family {said.get('cpu family', '?')}, model {said.get('model', '?')})"
 
 
+def environment() -> dict[str, str | int]:
+    return {"cpu": cpu_model(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def check_folders(parser: argparse.ArgumentParser, *files: Path | None) -> None:
+    """Ends the program now, rather than when all is measured, where there is no folder for a file."""
+    for file in filter(None, files):
+        if not file.absolute().parent.is_dir():
+            parser.error(f"there is no folder for {file}")
+
+
 def host_us(work: Callable[[], object], steps: int, before: Callable[[], object] = lambda: None) -> float:
     """The median time of one call, in microseconds; what `before` does before each is not counted."""
     times = []
@@ -120,14 +131,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     args = parser.parse_args(argv)
-    if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f"there is no folder for {args.json}")
+    check_folders(parser, args.json)
     torch.set_num_threads(args.threads)
     leave_kernels_out()
     rows = [measure(b, n, gradients, args.steps) for b in KERNELS for n in args.tensors for gradients in GRADIENTS]
     if args.json:
-        environment = {"cpu": cpu_model(), "torch": torch.__version__, "threads": args.threads}
-        args.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
     print(
         f"CPU: {cpu_model()}; {args.threads} threads; torch {torch.__version__}; float32 tensors of 64 elements.\n"
         "Microseconds, medians. host = check + launch: step() without the kernel's call, which is dispatch and\n"

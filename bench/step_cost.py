@@ -14,7 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from .cases import BASELINE, CASES, OPTIMIZERS, Entry, count, make_params
-from .host_time import cpu_model
+from .host_time import check_folders, environment
 
 Row = dict[str, str | int | float | None]
 
@@ -94,10 +94,6 @@ def default_rounds(case: str) -> int:
     return max(_FEWEST, min(_MOST, _PARAMETERS // count(CASES[case])))
 
 
-def environment() -> dict[str, str | int]:
-    return {"cpu": cpu_model(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
 def render(env: dict[str, str | int], rows: list[Row], tablefmt: str) -> str:
     """The rows as text: what they were measured on, and one table."""
     rounds = {row["case"]: row["rounds"] for row in rows}
@@ -138,9 +134,7 @@ def main(
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
-    for path in filter(None, (args.markdown, args.json)):  # now, rather than when all is measured
-        if not path.absolute().parent.is_dir():
-            parser.error(f"there is no folder for {path}")
+    check_folders(parser, args.markdown, args.json)
 
     torch.set_num_threads(args.threads)
     env = environment()

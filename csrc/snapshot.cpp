@@ -100,8 +100,7 @@ void fetch_ahead(const std::vector<Seen>& all, size_t i) {
 // A parameter, and its gradient if it has one; no more is looked at without.
 struct Operand {
   PyObject* param;
-  bool has_gradient = false;
-  c10::TensorImpl* tensor = nullptr;
+  c10::TensorImpl* tensor = nullptr;  // if it has a gradient
   Memory memory{};
   Layout own{}, gradient{};
   int64_t off_alignment = 0;  // the gradient's address
@@ -118,7 +117,7 @@ Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
   if (!gradient) return {param};
   gradient->data();  // throws where there is none
   gradients.push_back(address_of(*gradient));
-  return {param, true, &own, memory_of(own), layout_of(own), layout_of(*gradient), off(gradients.back(), alignment)};
+  return {param, &own, memory_of(own), layout_of(own), layout_of(*gradient), off(gradients.back(), alignment)};
 }
 
 // Whether a parameter is the same; takes down where its gradient is.
@@ -126,7 +125,7 @@ bool is_same(PyObject* param, const Operand& before, int64_t alignment, Words& g
   if (param != before.param || !THPVariable_CheckExact(param)) return false;
   const c10::TensorImpl& own = impl_of(param);
   const c10::TensorImpl* gradient = gradient_of(own);
-  if (!gradient || !before.has_gradient) return !gradient && !before.has_gradient;
+  if (!gradient || !before.tensor) return !gradient && !before.tensor;
   if (!before.memory.is_of(own) || !before.own.is_of(own) || !before.gradient.is_of(*gradient)) return false;
   gradients.push_back(address_of(*gradient));
   return off(gradients.back(), alignment) == before.off_alignment;

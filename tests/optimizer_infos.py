@@ -106,3 +106,7 @@ class Problem:
         for _ in range(steps):
             self.random_gradients()
             optimizer.step()
+
+
+def leaf():
+    return torch.nn.Parameter(torch.ones(3))

@@ -57,9 +57,8 @@ def test_somebody_counts(batch):
 
 
 @pytest.mark.engine
-def test_steps_of_many_rooms(case, generator):
+def test_steps_of_many_rooms(case):
     """Those of a launch that is prepared anew each time: two dtypes, counts and rates that change, skipped steps."""
-    settings = {key: value for key, value in case.settings.items() if key != "lr"}
 
     def trained(anew):
         draw = random.Random(0)
@@ -67,7 +66,7 @@ def test_steps_of_many_rooms(case, generator):
         dtypes = (torch.float32, torch.float64, torch.float32)
         params = [torch.nn.Parameter(torch.ones(n, dtype=dtype)) for n, dtype in enumerate(dtypes, 3)]
         groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.5}]
-        optimizer = case.optimizer(groups, lr=0.01, backend="cuda", **settings)
+        optimizer = case.optimizer(groups, **{**case.settings, "lr": 0.01}, backend="cuda")
         for _ in range(300):
             for param in params:
                 param.grad = torch.randn(param.shape, generator=grads, dtype=param.dtype)

@@ -1,15 +1,13 @@
-"""What torch tests of its own optimizers: refusals, hooks, schedulers, copies, gradients; checkpoints stand apart."""
+"""What torch tests of its own optimizers: refusals, schedulers, copies, gradients; checkpoints stand apart."""
 
 import copy
-import json
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum
 
 from tests.cases import assert_same_bits, check_step, layouts, make_params
-from tests.optimizer_infos import Problem, each_info, each_input
+from tests.optimizer_infos import Problem, each_info, each_input, leaf
 from vsgd_kernels.batch import DTYPES
 
 
@@ -25,26 +23,22 @@ def test_torchs_bad_inputs(info):
             info.optim_cls(params, **own.kwargs)
 
 
-def _leaf():
-    return torch.nn.Parameter(torch.ones(3))
-
-
 _ADDED = {
-    "tensor": _leaf(),
-    "list": [_leaf()],
-    "set": {"params": {_leaf()}},
-    "non-leaf": {"params": [_leaf() * 2]},
+    "tensor": leaf(),
+    "list": [leaf()],
+    "set": {"params": {leaf()}},
+    "non-leaf": {"params": [leaf() * 2]},
     "no tensor": {"params": [3.0]},
-    "names": {"params": [("name", _leaf())]},
+    "names": {"params": [("name", leaf())]},
 }
 _CONSTRUCTED = {
-    "tensor": _leaf(),
+    "tensor": leaf(),
     "nothing": [],
     "number": 3,
-    "non-leaf": [_leaf() * 2],
+    "non-leaf": [leaf() * 2],
     "no tensor": [None],
     "no params": [{"lr": 0.1}],
-    "one name": [("name", _leaf()), _leaf()],
+    "one name": [("name", leaf()), leaf()],
 }
 
 
@@ -60,7 +54,7 @@ def test_refused_as_by_adamw(info, how, params):
     """By the same error with the same words, and without a trace."""
     refusals = []
     for cls in (torch.optim.AdamW, info.optim_cls):
-        optimizer = cls([_leaf()])
+        optimizer = cls([leaf()])
         with pytest.raises((TypeError, ValueError, KeyError)) as refusal:
             cls(params) if how == "construct" else optimizer.add_param_group(copy.copy(params))
         refusals.append((refusal.type, str(refusal.value)))
@@ -70,7 +64,7 @@ def test_refused_as_by_adamw(info, how, params):
 
 @each_info
 def test_complex_is_refused(info):
-    optimizer = info.optim_cls([_leaf()], lr=1e-2)
+    optimizer = info.optim_cls([leaf()], lr=1e-2)
     for dtype in (torch.complex64, torch.complex128):
         param = torch.nn.Parameter(torch.zeros(3, dtype=dtype))
         for take in (info.optim_cls, lambda params: optimizer.add_param_group({"params": params})):
@@ -84,7 +78,7 @@ def test_complex_is_refused(info):
 def test_there_is_one_implementation(info, flag):
     """A constructor says so; a parameter group may name what it likes, as in torch."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{flag}'"):
-        info.optim_cls([_leaf()], **{flag: True})
+        info.optim_cls([leaf()], **{flag: True})
     params = make_params(torch.Generator().manual_seed(0))
     optimizer = info.optim_cls([{"params": params, flag: True, "name": "all"}], lr=1e-2)
     check_step(optimizer, params)
@@ -94,12 +88,12 @@ def test_there_is_one_implementation(info, flag):
 
 @each_info
 def test_defaults_and_repr(info):
-    optimizer = info.optim_cls([_leaf()], lr=0.25)
+    optimizer = info.optim_cls([leaf()], lr=0.25)
     assert optimizer.defaults["lr"] == 0.25
     settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     assert settings == optimizer.defaults
     optimizer.defaults["lr"] = 0.5  # of groups that come later
-    optimizer.add_param_group({"params": [_leaf()], "weight_decay": 0.1})
+    optimizer.add_param_group({"params": [leaf()], "weight_decay": 0.1})
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.25, 0.0), (0.5, 0.1)]
     lines = [f"    {name}: {value}" for name, value in sorted(settings.items())]
     assert repr(optimizer).splitlines()[: len(lines) + 2] == [f"{info.name} (", "Parameter Group 0", *lines]
@@ -189,90 +183,6 @@ def test_zero_grad(info):
     assert all(p.grad is grad and not grad.any() for p, grad in zip(problem.params, grads, strict=True))
     optimizer.zero_grad()
     assert all(p.grad is None for p in problem.params)
-
-
-@each_info
-def test_all_hooks_in_order(info):
-    """The global ones around the optimizer's; one before the step may exchange the closure."""
-    param = _leaf()
-    optimizer = info.optim_cls([param], lr=1e-2)
-    seen = []
-
-    def note(name, result=None):
-        def hook(_, args, kwargs):
-            seen.append((name, torch.equal(param, torch.ones(3))))
-            return result
-
-        return hook
-
-    def closure():
-        param.grad = torch.ones(3)
-        return 5.0
-
-    handles = [
-        optimizer.register_step_post_hook(note("post")),
-        register_optimizer_step_post_hook(note("global post")),
-        optimizer.register_step_pre_hook(note("pre", ((optimizer, closure), {}))),
-        register_optimizer_step_pre_hook(note("global pre")),
-    ]
-    try:
-        assert optimizer.step(lambda: 3.0) == 5.0
-    finally:
-        for handle in handles:
-            handle.remove()
-    # torch runs the optimizer's own before the global ones after a step.
-    assert seen == [("global pre", True), ("pre", True), ("post", False), ("global post", False)]
-    optimizer.step(closure)
-    assert len(seen) == 4
-
-
-@each_info
-def test_named_in_profiles(info):
-    param = _leaf()
-    optimizer = info.optim_cls([param], lr=1e-2)
-    param.grad = torch.ones(3)
-    with torch.autograd.profiler.profile() as profile:
-        optimizer.step()
-        optimizer.zero_grad()
-    names = [event.name for event in profile.function_events]
-    assert [names.count(f"Optimizer.{method}#{info.name}.{method}") for method in ("step", "zero_grad")] == [1, 1]
-
-
-@each_info
-def test_observed(info, tmp_path):
-    """By an observer that is no profiler, in the scope in which torch's optimizers are."""
-    found = []
-    for optimizer_class in (info.optim_cls, torch.optim.AdamW):
-        param = _leaf()
-        optimizer = optimizer_class([param], lr=1e-2)
-        param.grad = torch.ones(3)
-        path = tmp_path / f"{optimizer_class.__name__}.json"
-        observer = torch.profiler.ExecutionTraceObserver().register_callback(str(path))
-        observer.start()
-        optimizer.step()
-        observer.stop()
-        observer.unregister_callback()
-        nodes = [n for n in json.loads(path.read_text())["nodes"] if n["name"].startswith("Optimizer.step#")]
-        found.append(
-            [(n["name"].split("#")[1], [a["value"] for a in n["attrs"] if a["name"] == "scope"]) for n in nodes]
-        )
-    (own,), (torchs,) = found
-    assert own == (f"{info.name}.step", torchs[1])
-
-
-@each_info
-def test_hook_of_the_closure(info):
-    """One that it registers is called in the same step."""
-    param = _leaf()
-    optimizer = info.optim_cls([param], lr=1e-2)
-    seen = []
-
-    def closure():
-        param.grad = torch.ones(3)
-        optimizer.register_step_post_hook(lambda *_: seen.append(torch.equal(param, torch.ones(3))))
-
-    optimizer.step(closure)
-    assert seen == [False]
 
 
 @each_input(torch.float32, torch.bfloat16)

@@ -25,24 +25,24 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def hooked(step: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def hooked(func: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """What torch makes of an optimizer's `step`.
 
     That is called where there are hooks, where a closure might register some, and where a profiler runs. Otherwise the
     step is recorded, under the same name and in the same scope, and there is no more to do.
     """
-    with_hooks = Optimizer.profile_hook_step(step)
+    with_hooks = Optimizer.profile_hook_step(func)
     if not _ARE_KNOWN:
         return with_hooks
 
-    @wraps(step)
+    @wraps(func)
     def wrapper(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         optimizer = cast(Optimizer, args[0])
         if torch.compiler.is_compiling() or len(args) > 1 or kwargs or _profiler_enabled() or _has_hooks(optimizer):
             return with_hooks(*args, **kwargs)
         record = _record_function_with_args_enter(f"Optimizer.step#{optimizer.__class__.__name__}.step")
         try:
-            result = step(*args, **kwargs)
+            result = func(*args, **kwargs)
             optimizer._optimizer_step_code()
             return result
         finally:

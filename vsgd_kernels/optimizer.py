@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, ParamSpec, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from .plan import Scope, param_name, params_of
 from .rules import Rule
 from .stepper import Stepper
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 _NO_VARIANCES: dict[Tensor, Tensor] = {}
 #: What a closure returns: a number, or a tensor.
 Loss = TypeVar("Loss")
@@ -106,10 +104,8 @@ class FusedOptimizer(Optimizer):
             self._find_params()
             raise
 
-    @staticmethod
-    def profile_hook_step(func: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-        """What the base class wraps the `step` of every class in."""
-        return hooked(func)
+    #: What the base class wraps the `step` of every class in.
+    profile_hook_step = staticmethod(hooked)
 
     @overload
     def step(self, closure: None = None) -> None: ...
