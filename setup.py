@@ -101,6 +101,7 @@ extension = CppExtension(
 snapshot = CppExtension(
     "vsgd_kernels._snapshot",
     [SNAPSHOT],
+    depends=[str(Path("csrc/tensor_records.h"))],
     define_macros=[("VSGD_TORCH_VERSION", f'"{torch.__version__}"')],
     extra_compile_args=["-O3", "-fvisibility=hidden", "-g0"],
 )

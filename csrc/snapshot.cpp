@@ -1,92 +1,17 @@
 // The Python module `_snapshot`: whether anything but gradients' addresses has changed since a step, asked of a thousand
 // tensors at a time. It reads them as torch does, by torch's own headers, sooner than look.cpp can.
 // These headers hold for one version of torch: with another, backends/library.py leaves this module alone.
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
+
+#include "tensor_records.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using Words = std::vector<int64_t>;  // addresses among them
-
-int64_t word(const void* address) { return reinterpret_cast<int64_t>(address); }
-
-// Tensors of other classes may have gradients and memory that C++ does not see.
-bool is_plain(PyObject* object) {
-  if (THPVariable_CheckExact(object)) return true;
-  if (PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(THPVariableClass)))
-    throw std::invalid_argument("a tensor of a class of its own");
-  return false;
-}
-
-c10::TensorImpl& impl_of(PyObject* tensor) { return *THPVariable_Unpack(tensor).unsafeGetTensorImpl(); }
-
-// The memory of a tensor that is written to. The context is another when it is shared until somebody writes.
-struct Memory {
-  c10::StorageImpl* storage;
-  const void *data, *context;
-  int64_t offset;
-
-  bool is_of(const c10::TensorImpl& t) const {
-    if (t.unsafe_storage().unsafeGetStorageImpl() != storage) return false;
-    const c10::DataPtr& now = storage->_mutable_data_ptr_no_checks();
-    return now.get() == data && now.get_context() == context && t.storage_offset() == offset;
-  }
-};
-
-Memory memory_of(c10::TensorImpl& t) {
-  t.mutable_data();  // throws where there is none
-  c10::StorageImpl* storage = t.unsafe_storage().unsafeGetStorageImpl();
-  const c10::DataPtr& now = storage->_mutable_data_ptr_no_checks();
-  return {storage, now.get(), now.get_context(), t.storage_offset()};
-}
-
-int64_t kind_of(const c10::TensorImpl& t) {
-  const c10::Device device = t.device();
-  return uint8_t(t.dtype().toScalarType()) << 16 | uint8_t(device.type()) << 8 | uint8_t(device.index());
-}
-
-// All that a launch depends on but the address. The keys tell what is dense, what negates its memory, and what would
-// have to be asked in Python.
-struct Layout {
-  uint64_t keys;
-  int64_t kind;
-  c10::SmallVector<int64_t, 2> sizes, strides;
-
-  bool is_of(const c10::TensorImpl& t) const {
-    return t.key_set().raw_repr() == keys && kind_of(t) == kind && same(t.sizes(), sizes) && same(t.strides(), strides);
-  }
-
- private:
-  static bool same(c10::IntArrayRef now, const c10::SmallVector<int64_t, 2>& before) {
-    if (now.size() != before.size()) return false;
-    for (size_t d = 0; d < now.size(); ++d)
-      if (now[d] != before[d]) return false;
-    return true;
-  }
-};
-
-Layout layout_of(const c10::TensorImpl& t) {
-  const c10::IntArrayRef sizes = t.sizes(), strides = t.strides();
-  return {t.key_set().raw_repr(), kind_of(t), {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
-}
-
-// TensorImpl::grad calls three functions for it, and TensorImpl::data two more.
-const c10::TensorImpl* gradient_of(const c10::TensorImpl& t) {
-  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(t.autograd_meta());
-  return meta && meta->grad_.defined() ? meta->grad_.unsafeGetTensorImpl() : nullptr;
-}
-
-// The address of a gradient; 0 of one that is empty or has none.
-int64_t address_of(const c10::TensorImpl& t) {
-  const c10::StorageImpl* storage = t.storage().unsafeGetStorageImpl();
-  const auto* begin = storage ? static_cast<const char*>(storage->data()) : nullptr;
-  return begin && t.numel() ? word(begin + t.storage_offset() * int64_t(t.itemsize())) : 0;
-}
 
 // Fetches what will be read of a tensor: a thousand parameters and their states are more than a core's own caches hold.
 template <class Seen>

@@ -1,0 +1,93 @@
+// What the module `_snapshot` looks at of a tensor, and what it keeps of that to compare. Compiled for one version of torch.
+#pragma once
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <optional>
+#include <stdexcept>
+
+namespace {
+
+int64_t word(const void* address) { return reinterpret_cast<int64_t>(address); }
+
+// Tensors of other classes may have gradients and memory that C++ does not see.
+bool is_plain(PyObject* object) {
+  if (THPVariable_CheckExact(object)) return true;
+  if (PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(THPVariableClass)))
+    throw std::invalid_argument("a tensor of a class of its own");
+  return false;
+}
+
+c10::TensorImpl& impl_of(PyObject* tensor) { return *THPVariable_Unpack(tensor).unsafeGetTensorImpl(); }
+
+// Members that a tensor's functions return once they have asked whether it is of a kind that has none such, a fifth of the
+// time. One of that kind is told by functions when it is first looked at, by members later, and so is never the same.
+struct Member : c10::TensorImpl {
+  static constexpr auto offset = &Member::storage_offset_;
+  static constexpr auto numel = &Member::numel_;
+  static constexpr auto shape = &Member::sizes_and_strides_;
+  static constexpr auto dtype = &Member::data_type_;
+  static constexpr auto device = &Member::device_opt_;
+};
+
+// The memory of a tensor that is written to. The context is another when it is shared until somebody writes.
+struct Memory {
+  c10::StorageImpl* storage;
+  const void *data, *context;
+  int64_t offset;
+
+  bool is_of(const c10::TensorImpl& t) const {
+    if (t.unsafe_storage().unsafeGetStorageImpl() != storage) return false;
+    const c10::DataPtr& now = storage->_mutable_data_ptr_no_checks();
+    return now.get() == data && now.get_context() == context && t.*Member::offset == offset;
+  }
+};
+
+Memory memory_of(c10::TensorImpl& t) {
+  t.mutable_data();  // throws where there is none
+  c10::StorageImpl* storage = t.unsafe_storage().unsafeGetStorageImpl();
+  const c10::DataPtr& now = storage->_mutable_data_ptr_no_checks();
+  return {storage, now.get(), now.get_context(), t.storage_offset()};
+}
+
+// All that a launch depends on but the address. The keys tell what is dense, what negates its memory, and what would
+// have to be asked in Python.
+struct Layout {
+  uint64_t keys;
+  caffe2::TypeMeta dtype;
+  std::optional<c10::Device> device;
+  c10::SmallVector<int64_t, 2> sizes, strides;
+
+  bool is_of(const c10::TensorImpl& t) const {
+    const c10::impl::SizesAndStrides& shape = t.*Member::shape;
+    return t.key_set().raw_repr() == keys && t.*Member::dtype == dtype && t.*Member::device == device &&
+           shape.size() == sizes.size() && same(shape.sizes_data(), sizes) && same(shape.strides_data(), strides);
+  }
+
+ private:
+  static bool same(const int64_t* now, const c10::SmallVector<int64_t, 2>& before) {
+    int64_t differing = 0;
+    for (size_t d = 0; d < before.size(); ++d) differing |= now[d] ^ before[d];
+    return !differing;
+  }
+};
+
+Layout layout_of(const c10::TensorImpl& t) {
+  const c10::IntArrayRef sizes = t.sizes(), strides = t.strides();
+  return {t.key_set().raw_repr(), t.dtype(), t.device(), {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
+}
+
+// TensorImpl::grad calls three functions for it, and TensorImpl::data two more.
+const c10::TensorImpl* gradient_of(const c10::TensorImpl& t) {
+  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(t.autograd_meta());
+  return meta && meta->grad_.defined() ? meta->grad_.unsafeGetTensorImpl() : nullptr;
+}
+
+// The address of a gradient; 0 of one that is empty or has none.
+int64_t address_of(const c10::TensorImpl& t) {
+  const c10::StorageImpl* storage = t.unsafe_storage().unsafeGetStorageImpl();
+  const auto* begin = storage ? static_cast<const char*>(storage->data()) : nullptr;
+  return begin && t.*Member::numel ? word(begin + t.*Member::offset * int64_t((t.*Member::dtype).itemsize())) : 0;
+}
+
+}  // namespace
