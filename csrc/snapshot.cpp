@@ -13,13 +13,11 @@ namespace {
 
 using Words = std::vector<int64_t>;  // addresses among them
 
-// Fetches what will be read of a tensor: a thousand parameters and their states are more than a core's own caches hold.
+// A thousand parameters, gradients and states are more than a core's own caches hold.
 template <class Seen>
-void fetch_ahead(const std::vector<Seen>& all, size_t i) {
+C10_ALWAYS_INLINE void fetch_ahead(const std::vector<Seen>& all, size_t i) {
   constexpr size_t kAhead = 6;
-  const Seen& next = all[std::min(i + kAhead, all.size() - 1)];
-  const auto* tensor = reinterpret_cast<const char*>(next.tensor_impl());
-  __builtin_prefetch(tensor), __builtin_prefetch(tensor + 128), __builtin_prefetch(next.memory.storage);
+  all[std::min(i + kAhead, all.size() - 1)].fetch_it();
 }
 
 // A parameter, and its gradient if it has one; no more is looked at without.
@@ -29,8 +27,15 @@ struct Operand {
   Memory memory{};
   Layout own{}, gradient{};
   int64_t off_alignment = 0;  // the gradient's address
+  // Where the gradient was; there may be none any more.
+  const torch::autograd::AutogradMeta* meta = nullptr;
+  const c10::TensorImpl* last = nullptr;
+  c10::StorageImpl* last_storage = nullptr;
 
-  const c10::TensorImpl* tensor_impl() const { return tensor; }
+  C10_ALWAYS_INLINE void fetch_it() const {
+    fetch(param), fetch(&meta->grad_), fetch_shape(tensor), fetch_shape(last);
+    fetch_place(tensor, memory.storage), fetch_place(last, last_storage);
+  }
 };
 
 int64_t off(int64_t address, int64_t alignment) { return address ? address & (alignment - 1) : -1; }
@@ -42,7 +47,15 @@ Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
   if (!gradient) return {param};
   gradient->data();  // throws where there is none
   gradients.push_back(address_of(*gradient));
-  return {param, &own, memory_of(own), layout_of(own), layout_of(*gradient), off(gradients.back(), alignment)};
+  return {param,
+          &own,
+          memory_of(own),
+          layout_of(own),
+          layout_of(*gradient),
+          off(gradients.back(), alignment),
+          static_cast<const torch::autograd::AutogradMeta*>(own.autograd_meta()),
+          gradient,
+          gradient->unsafe_storage().unsafeGetStorageImpl()};
 }
 
 // Whether a parameter is the same; takes down where its gradient is.
@@ -62,7 +75,7 @@ struct Held {
   c10::weak_intrusive_ptr<c10::TensorImpl> tensor;
   Memory memory;
 
-  const c10::TensorImpl* tensor_impl() const { return tensor._unsafe_get_target(); }
+  C10_ALWAYS_INLINE void fetch_it() const { fetch_place(tensor._unsafe_get_target(), memory.storage); }
 };
 
 Held held_of(PyObject* object) {
@@ -193,7 +206,7 @@ class Snapshot {
   bool same_tensors() const {
     for (size_t i = 0; i < held_.size(); ++i) {
       fetch_ahead(held_, i);
-      if (!held_[i].memory.is_of(*held_[i].tensor_impl())) return false;
+      if (!held_[i].memory.is_of(*held_[i].tensor._unsafe_get_target())) return false;
     }
     return true;
   }

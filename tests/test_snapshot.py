@@ -70,6 +70,7 @@ def test_gradients_may_be_others(params, state):
     kept = [param.grad for param in params]
     for param in (*params[:2], *params[3:]):
         param.grad = torch.rand_like(param)
+    params[4].grad = torch.rand(4)[2:2]  # empty, and in memory
     found = snapshot.gradients([list(group) for group in lists], [dict(state), {}])  # other lists of the same
     assert found.addresses.tolist() == addresses(params)
     assert found.addresses.tolist() != [grad.data_ptr() for grad in kept if grad is not None]
@@ -117,6 +118,7 @@ CHANGES = {
     "gradient come": lambda p, s: setattr(p[2], "grad", torch.ones(3)),
     "gradient transposed": lambda p, s: setattr(p[0], "grad", torch.rand(6, 4).t()),
     "gradient of other shape": lambda p, s: setattr(p[0].grad, "data", p[0].grad.data.view(6, 4)),
+    "gradient of more dimensions": lambda p, s: setattr(p[0].grad, "data", p[0].grad.data.unsqueeze(2)),
     "gradient of other dtype": lambda p, s: setattr(p[0].grad, "data", p[0].grad.data.view(torch.int32)),
     "gradient that is sparse": lambda p, s: setattr(p[0], "grad", torch.rand(4, 6).to_sparse()),
     "gradient that negates its memory": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
