@@ -13,11 +13,13 @@ namespace {
 
 using Words = std::vector<int64_t>;  // addresses among them
 
-// A thousand parameters, gradients and states are more than a core's own caches hold.
+// A thousand parameters, gradients and states are more than a core's own caches hold. What is read of each is asked for
+// so many tensors before; what leads to it as many before that.
+constexpr size_t kAhead = 6;
+
 template <class Seen>
-C10_ALWAYS_INLINE void fetch_ahead(const std::vector<Seen>& all, size_t i) {
-  constexpr size_t kAhead = 6;
-  all[std::min(i + kAhead, all.size() - 1)].fetch_it();
+const Seen& ahead(const std::vector<Seen>& all, size_t i, size_t times = 1) {
+  return all[std::min(i + times * kAhead, all.size() - 1)];
 }
 
 // A parameter, and its gradient if it has one; no more is looked at without.
@@ -27,14 +29,18 @@ struct Operand {
   Memory memory{};
   Layout own{}, gradient{};
   int64_t off_alignment = 0;  // the gradient's address
-  // Where the gradient was; there may be none any more.
-  const torch::autograd::AutogradMeta* meta = nullptr;
-  const c10::TensorImpl* last = nullptr;
-  c10::StorageImpl* last_storage = nullptr;
+  const torch::autograd::AutogradMeta* meta = nullptr;  // the parameter's, if it has a gradient
 
-  C10_ALWAYS_INLINE void fetch_it() const {
-    fetch(param), fetch(&meta->grad_), fetch_shape(tensor), fetch_shape(last);
-    fetch_place(tensor, memory.storage), fetch_place(last, last_storage);
+  C10_ALWAYS_INLINE void fetch_param() const {
+    fetch(param), fetch_tensor(tensor), fetch_memory(memory.storage), fetch(&meta->grad_);
+  }
+
+  C10_ALWAYS_INLINE void fetch_gradient() const {
+    if (const auto* now = gradient_of(impl_of(param))) fetch_tensor(now);
+  }
+
+  C10_ALWAYS_INLINE void fetch_gradients_memory() const {
+    if (const auto* now = gradient_of(impl_of(param))) fetch_memory(now->unsafe_storage().unsafeGetStorageImpl());
   }
 };
 
@@ -53,9 +59,7 @@ Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
           layout_of(own),
           layout_of(*gradient),
           off(gradients.back(), alignment),
-          static_cast<const torch::autograd::AutogradMeta*>(own.autograd_meta()),
-          gradient,
-          gradient->unsafe_storage().unsafeGetStorageImpl()};
+          static_cast<const torch::autograd::AutogradMeta*>(own.autograd_meta())};
 }
 
 // Whether a parameter is the same; takes down where its gradient is.
@@ -75,7 +79,7 @@ struct Held {
   c10::weak_intrusive_ptr<c10::TensorImpl> tensor;
   Memory memory;
 
-  C10_ALWAYS_INLINE void fetch_it() const { fetch_place(tensor._unsafe_get_target(), memory.storage); }
+  C10_ALWAYS_INLINE void fetch_state() const { fetch_place(tensor._unsafe_get_target()), fetch_memory(memory.storage); }
 };
 
 Held held_of(PyObject* object) {
@@ -188,7 +192,9 @@ class Snapshot {
     for (const auto& list : lists) {
       if (!PyList_Check(list.ptr()) || PyList_GET_SIZE(list.ptr()) != lengths_[j++]) return false;
       for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i, ++seen) {
-        fetch_ahead(operands_, seen);
+        ahead(operands_, seen, 3).fetch_param();
+        ahead(operands_, seen, 2).fetch_gradient();
+        ahead(operands_, seen).fetch_gradients_memory();
         if (!is_same(PyList_GET_ITEM(list.ptr(), i), operands_[seen], alignment_, gradients_)) return false;
       }
     }
@@ -205,7 +211,7 @@ class Snapshot {
 
   bool same_tensors() const {
     for (size_t i = 0; i < held_.size(); ++i) {
-      fetch_ahead(held_, i);
+      ahead(held_, i).fetch_state();
       if (!held_[i].memory.is_of(*held_[i].tensor._unsafe_get_target())) return false;
     }
     return true;

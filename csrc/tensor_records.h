@@ -33,13 +33,15 @@ struct Member : c10::TensorImpl {
 // Asks for what is read soon. (gcc leaves out calls of a function that does nothing else, unless it is to inline it.)
 C10_ALWAYS_INLINE void fetch(const void* address) { __builtin_prefetch(address); }
 
-C10_ALWAYS_INLINE void fetch_shape(const c10::TensorImpl* t) {
-  fetch(reinterpret_cast<const char*>(&(t->*Member::offset)) - 64);  // the line before that
+C10_ALWAYS_INLINE void fetch_place(const c10::TensorImpl* t) {
+  fetch(&t->unsafe_storage()), fetch(&(t->*Member::offset));
 }
 
-C10_ALWAYS_INLINE void fetch_place(const c10::TensorImpl* t, c10::StorageImpl* storage) {
-  fetch(&t->unsafe_storage()), fetch(&(t->*Member::offset)), fetch(&storage->_mutable_data_ptr_no_checks());
+C10_ALWAYS_INLINE void fetch_tensor(const c10::TensorImpl* t) {
+  fetch_place(t), fetch(reinterpret_cast<const char*>(&(t->*Member::offset)) - 64);
 }
+
+C10_ALWAYS_INLINE void fetch_memory(c10::StorageImpl* storage) { fetch(&storage->_mutable_data_ptr_no_checks()); }
 
 // The memory of a tensor that is written to. The context is another when it is shared until somebody writes.
 struct Memory {

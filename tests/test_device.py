@@ -167,6 +167,7 @@ def test_gradients_elsewhere(case, backend, copies, generator):
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("looks")
 def test_gradients_elsewhere_in_a_skipped_step(case, backend, generator):
     """They are of another alignment from a step on that is skipped because of an infinity."""
     params = [torch.nn.Parameter(torch.randn(64, generator=generator)) for _ in range(2)]

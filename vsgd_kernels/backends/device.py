@@ -112,12 +112,8 @@ class Prepared(OnDevice):
         self.batch = batch
         self.chunk = chunk
         self.scalars = None if batch.capturable else DeviceScalars(batch, self.device)
-        self._build(Gradients.of(grads))
-
-    def _build(self, grads: Gradients) -> None:
-        self.table, self.grads = Table(self.batch, grads.tensors), grads.addresses
-        self._misaligned = misaligned(self.grads)
-        aligned = ~(misaligned(self.table.rows[:, _ADDRESSES]).any(1) | self._misaligned)
+        self.table, self.grads = Table(batch, grads), Gradients.of(grads).addresses
+        aligned = ~(misaligned(self.table.rows[:, _ADDRESSES]).any(1) | misaligned(self.grads))
         strided = self.table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
@@ -127,7 +123,6 @@ class Prepared(OnDevice):
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version
         self.launches = [StepLaunch(self, path, indices) for path, indices in paths.items()]
-        self._streams.clear()
 
     def tensors(self) -> Iterator[Tensor]:
         """All that lies on the device."""
@@ -136,17 +131,12 @@ class Prepared(OnDevice):
             yield from launch.tensors()
 
     def point_to(self, grads: Gradients) -> None:
-        """Takes the addresses of gradients that are laid out as those it was built with."""
+        """Takes the addresses of gradients that are laid out and aligned as those it was built with."""
         if grads.addresses is self.grads:
             return
-        if torch.equal(grads.addresses, self.grads):
-            self.grads = grads.addresses
-            return
-        if not torch.equal(misaligned(grads.addresses), self._misaligned):
-            self._build(grads)
-            return
+        moved = not torch.equal(grads.addresses, self.grads)
         self.grads = grads.addresses
-        for launch in self.launches:
+        for launch in self.launches if moved else ():
             self.copy(launch.grads, self.grads if len(self.launches) == 1 else self.grads[launch.indices])
 
     def count_on_host(self, scalars: DeviceScalars) -> None:

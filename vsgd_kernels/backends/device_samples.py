@@ -55,30 +55,22 @@ class PreparedSamples(OnDevice):
         super().__init__(batch.means[0].device)
         self.chunk = chunk
         self.table = SampleTable(batch, samples)
-        self._misaligned = misaligned(Gradients.of(samples).addresses)
-        self._build()
-
-    def _build(self) -> None:
         rows = self.table.rows
         sizes = torch.tensor([dtype.itemsize for dtype in DTYPES], device="cpu")[rows[:, _DTYPE]]
         apart = misaligned(rows[:, _STRIDE] * sizes) & (rows[:, _ADDED] > 1)
-        aligned = ~(misaligned(rows[:, _ADDRESSES]).any(1) | self._misaligned | apart)
+        aligned = ~(misaligned(rows[:, _ADDRESSES]).any(1) | misaligned(Gradients.of(samples).addresses) | apart)
         paths: dict[SamplePath, list[int]] = {}
         for i, row in enumerate(rows.tolist()):
             path = SamplePath(DTYPES[row[_DTYPE]], bool(aligned[i]), row[_LAYOUT] >= 0)
             paths.setdefault(path, []).append(i)
         self.launches = [SampleLaunch(self, path, indices) for path, indices in paths.items()]
-        self._streams.clear()
 
     def tensors(self) -> Iterator[Tensor]:
         """All that lies on the device."""
         return (tensor for launch in self.launches for tensor in launch.tensors())
 
     def take(self, samples: Gradients, counts: list[int]) -> None:
-        """Gives the launches the samples' addresses, and how many there were before."""
-        if not torch.equal(misaligned(samples.addresses), self._misaligned):
-            self._misaligned = misaligned(samples.addresses)
-            self._build()
+        """Gives the launches the samples' addresses, aligned as they were first, and how many there were before."""
         before = torch.tensor(counts, dtype=torch.int64, device="cpu")
         for launch in self.launches:
             self.copy(launch.samples, samples.addresses[launch.indices])

@@ -32,7 +32,7 @@ class Seen:
         dicts: of tensors, of dicts of them, and of whatever else.
         moving: the tensors among them that a step reads or writes, but for parameters: torch.utils.swap_tensors, which
             Module.to may call, refuses what C++ holds.
-        alignment: bytes; by how much an address is off a multiple of it is to stay the same.
+        alignment: bytes; by how much a gradient's address is off a multiple of it is to stay the same.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Seen:
             with suppress(RuntimeError, ValueError):  # a tensor has no memory, or is of a class of its own
                 self._native = module.Snapshot(lists, [*dicts], self._kept, alignment)
         if self._native is None:
-            self._layouts = look(lists).layouts
+            found = look(lists)
+            self._layouts, self._mask = found.layouts, alignment - 1
+            self._off = found.addresses & self._mask
             self._kept = list(map(contents, _containers(lists, dicts)))
             self._identities = identities(_containers(lists, dicts))
             self._watch = Watch([*moving])
@@ -59,7 +61,8 @@ class Seen:
         """The gradients, with or without their tensors, if there is nothing else that is known to be relevant and new.
 
         That is: the lists and dicts hold the same objects; tensors among them are where they were; the same parameters
-        have gradients; these and their gradients are laid out as they were. Where it is not known, None too.
+        have gradients; these and their gradients are laid out as they were, and gradients' addresses are as far off
+        `alignment`. Where it is not known, None too.
         """
         if self._native is not None:
             before, self._gradients = self._gradients, None  # after an interrupt nothing is known of what moved
@@ -73,6 +76,7 @@ class Seen:
         alike = (
             found.layouts is not None
             and found.layouts == self._layouts
+            and torch.equal(found.addresses & self._mask, self._off)
             and not any(map(Tensor.is_neg, found.tensors))
             and identities(_containers(lists, dicts)) == self._identities
             and not self._watch.moved()
