@@ -17,8 +17,8 @@ using Words = std::vector<int64_t>;  // addresses among them
 // so many tensors before; what leads to it as many before that.
 constexpr size_t kAhead = 6;
 
-template <class Seen>
-const Seen& ahead(const std::vector<Seen>& all, size_t i, size_t times = 1) {
+template <class Record>
+const Record& ahead(const std::vector<Record>& all, size_t i, size_t times = 1) {
   return all[std::min(i + times * kAhead, all.size() - 1)];
 }
 
@@ -29,18 +29,21 @@ struct Operand {
   Memory memory{};
   Layout own{}, gradient{};
   int64_t off_alignment = 0;  // the gradient's address
-  const torch::autograd::AutogradMeta* meta = nullptr;  // the parameter's, if it has a gradient
+  const at::Tensor* grad = nullptr;  // where the gradient is kept
 
   C10_ALWAYS_INLINE void fetch_param() const {
-    fetch(param), fetch_tensor(tensor), fetch_memory(memory.storage), fetch(&meta->grad_);
+    fetch(param);
+    if (tensor) fetch_tensor(tensor), fetch_memory(memory.storage), fetch(grad);
   }
 
   C10_ALWAYS_INLINE void fetch_gradient() const {
-    if (const auto* now = gradient_of(impl_of(param))) fetch_tensor(now);
+    const c10::TensorImpl* now = tensor ? gradient_of(impl_of(param)) : nullptr;
+    if (now) fetch_tensor(now);
   }
 
   C10_ALWAYS_INLINE void fetch_gradients_memory() const {
-    if (const auto* now = gradient_of(impl_of(param))) fetch_memory(now->unsafe_storage().unsafeGetStorageImpl());
+    const c10::TensorImpl* now = tensor ? gradient_of(impl_of(param)) : nullptr;
+    if (now && now->unsafe_storage()) fetch_memory(now->unsafe_storage().unsafeGetStorageImpl());
   }
 };
 
@@ -51,6 +54,7 @@ Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
   c10::TensorImpl& own = impl_of(param);
   const c10::TensorImpl* gradient = gradient_of(own);
   if (!gradient) return {param};
+  if (gradient->key_set().has(c10::DispatchKey::Python)) throw std::invalid_argument("its class answers for it");
   gradient->data();  // throws where there is none
   gradients.push_back(address_of(*gradient));
   return {param,
@@ -59,7 +63,7 @@ Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
           layout_of(own),
           layout_of(*gradient),
           off(gradients.back(), alignment),
-          static_cast<const torch::autograd::AutogradMeta*>(own.autograd_meta())};
+          grad_of(own)};
 }
 
 // Whether a parameter is the same; takes down where its gradient is.

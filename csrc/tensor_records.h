@@ -1,4 +1,4 @@
-// What the module `_snapshot` looks at of a tensor, and what it keeps of that to compare. Compiled for one version of torch.
+// What the module `_snapshot` looks at of a tensor, and keeps of that to compare. Compiled for one version of torch.
 #pragma once
 
 #include <torch/csrc/autograd/python_variable.h>
@@ -20,8 +20,8 @@ bool is_plain(PyObject* object) {
 
 c10::TensorImpl& impl_of(PyObject* tensor) { return *THPVariable_Unpack(tensor).unsafeGetTensorImpl(); }
 
-// Members that a tensor's functions return once they have asked whether it is of a kind that has none such, a fifth of the
-// time. One of that kind is told by functions when it is first looked at, by members later, and so is never the same.
+// Members that a tensor's functions return once they have asked whether it is of a kind that has none such, a fifth of
+// the time. Keys tell the kind; tensors of a class that answers in Python, as it likes, are looked at elsewhere.
 struct Member : c10::TensorImpl {
   static constexpr auto offset = &Member::storage_offset_;
   static constexpr auto numel = &Member::numel_;
@@ -38,7 +38,8 @@ C10_ALWAYS_INLINE void fetch_place(const c10::TensorImpl* t) {
 }
 
 C10_ALWAYS_INLINE void fetch_tensor(const c10::TensorImpl* t) {
-  fetch_place(t), fetch(reinterpret_cast<const char*>(&(t->*Member::offset)) - 64);
+  constexpr size_t kLine = 64;
+  fetch_place(t), fetch(reinterpret_cast<const char*>(&(t->*Member::offset)) - kLine);  // sizes and strides
 }
 
 C10_ALWAYS_INLINE void fetch_memory(c10::StorageImpl* storage) { fetch(&storage->_mutable_data_ptr_no_checks()); }
@@ -87,16 +88,22 @@ struct Layout {
 
 Layout layout_of(const c10::TensorImpl& t) {
   const c10::IntArrayRef sizes = t.sizes(), strides = t.strides();
-  return {t.key_set().raw_repr(), t.dtype(), t.device(), {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
+  const uint64_t keys = t.key_set().raw_repr();
+  return {keys, t.dtype(), t.device(), {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
 }
 
-// TensorImpl::grad calls three functions for it, and TensorImpl::data two more.
-const c10::TensorImpl* gradient_of(const c10::TensorImpl& t) {
+// Where a tensor's gradient is kept; TensorImpl::grad calls three functions for it.
+const at::Tensor* grad_of(const c10::TensorImpl& t) {
   const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(t.autograd_meta());
-  return meta && meta->grad_.defined() ? meta->grad_.unsafeGetTensorImpl() : nullptr;
+  return meta ? &meta->grad_ : nullptr;
 }
 
-// The address of a gradient; 0 of one that is empty or has none.
+const c10::TensorImpl* gradient_of(const c10::TensorImpl& t) {
+  const at::Tensor* grad = grad_of(t);
+  return grad && grad->defined() ? grad->unsafeGetTensorImpl() : nullptr;
+}
+
+// The address of a gradient; 0 of one that is empty or has none. TensorImpl::data calls two functions for it.
 int64_t address_of(const c10::TensorImpl& t) {
   const c10::StorageImpl* storage = t.unsafe_storage().unsafeGetStorageImpl();
   const auto* begin = storage ? static_cast<const char*>(storage->data()) : nullptr;

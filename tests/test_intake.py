@@ -88,9 +88,19 @@ def change_dtype(optimizer, params, fresh):
     fresh[0] = fresh[0].double()
 
 
+def take_in_inference_mode(optimizer, params, fresh):
+    """Gradients of another layout, so that something is prepared there; they are made outside, as the next ones are."""
+    set_another_layout(optimizer, params, fresh)
+    for param, grad in zip(params, fresh, strict=True):
+        param.grad = 2 * grad
+    with torch.inference_mode():
+        optimizer.accumulate()
+
+
 CHANGES = (
     *(set_another_layout, set_another_alignment, leave_one_out, give_samples, move, add, replace, discard, step),
     *(replace_by_one_of_the_same_memory, step_that_takes_some, leave_and_come_back, change_dtype),
+    take_in_inference_mode,
 )
 
 
@@ -207,10 +217,25 @@ def test_gradients_that_negate_their_memory(generator):
     ],
 )
 def test_alignment(samples, aligned):
-    """Of every sample; those that come later are aligned alike, see test_what_was_prepared."""
+    """Of every sample."""
     mean, variance = (torch.zeros(samples.shape[1:], dtype=arithmetic_dtype(samples.dtype)) for _ in range(2))
     prepared = PreparedSamples(SampleBatch(["x"], [mean], [variance]), [samples], 1024)
     assert [launch.path.aligned for launch in prepared.launches] == [aligned]
+
+
+@pytest.mark.usefixtures("looks")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_alignment_changes(backend, generator):
+    """Kernels that take 16 bytes at once get no other addresses."""
+    param = torch.nn.Parameter(torch.randn(40, generator=generator))
+    optimizer = SampleVSGD([param], lr=1e-2, backend=backend)
+    found = []
+    for lay in (torch.clone, torch.clone, misaligned, torch.clone):
+        param.grad = lay(gradient(param, generator))
+        optimizer.accumulate()
+        (_, prepared, _), *_ = optimizer._intake._launches
+        found += [launch.path.aligned for launch in prepared.launches]
+    assert found == [True, True, False, True]
 
 
 def test_one_parameter_twice(backend):

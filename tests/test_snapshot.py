@@ -154,6 +154,30 @@ def test_changes(params, state, change, dicts):
     assert found() is None
 
 
+class Answering(torch.Tensor):
+    """Says itself what its strides are."""
+
+    strides = (6, 1)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
+        if op in (torch.ops.aten.stride.default, torch.ops.aten.sym_stride.default):
+            return cls.strides
+        assert op in (torch.ops.aten.is_contiguous.default, torch.ops.aten.is_contiguous.memory_format)
+        return cls.strides == (6, 1)
+
+
+@pytest.mark.usefixtures("looks")
+def test_gradient_whose_class_answers(params, monkeypatch):
+    """It is asked each time."""
+    params[0].grad = torch.Tensor._make_subclass(Answering, torch.rand(4, 6), dispatch_sizes_strides_policy="strides")
+    seen = Seen([params])
+    assert seen.gradients([params]) is not None
+    monkeypatch.setattr(Answering, "strides", (1, 4))
+    assert seen.gradients([params]) is None
+
+
 def test_found_again(params, state):
     """What is as it was before serves again; gradients that went elsewhere meanwhile are found there."""
     snapshot = Seen([params], [state])

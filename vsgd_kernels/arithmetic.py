@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 
 def fma(x: Tensor | float, y: Tensor | float, z: Tensor | float) -> Tensor:
@@ -21,7 +22,7 @@ def fma(x: Tensor | float, y: Tensor | float, z: Tensor | float) -> Tensor:
     x, y, z = (_as_tensor(value, tensor) for value in (x, y, z))
     if tensor.dtype == torch.float64:
         return x * y + z
-    if _is_fused(tensor.device):
+    if isinstance(tensor, FakeTensor) or _is_fused(tensor.device):  # the former have no values, maybe no device
         return torch.addcmul(z, x, y)
     return x * y + z if tensor.device.type == "mps" else fma_of_float64(x, y, z)
 

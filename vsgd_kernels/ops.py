@@ -39,7 +39,8 @@ class Launch:
     def run(self, grads: Gradients, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Steps the batch once, with gradients of the shapes, dtypes and strides of those it was made with.
 
-        `check_scalars` must have passed grad_scale and found_inf.
+        Their addresses must be as far off the backend's `alignment`; `check_scalars` must have passed grad_scale and
+        found_inf.
         """
         self.backend.run(self._prepared, grads, self._here(grad_scale), self._here(found_inf))
         if self._waits and found_inf is not None and found_inf.item():

@@ -192,8 +192,7 @@ def _rows_differ(settings: Settings, others: Settings) -> bool:
 
 
 def _hyper(settings: list[Settings]) -> Tensor:
-    with torch.inference_mode(False):  # which would count no versions
-        return torch.tensor([setting.row for setting in settings], dtype=torch.float64, device="cpu")
+    return torch.tensor([setting.row for setting in settings], dtype=torch.float64, device="cpu")
 
 
 def _by_device(operands: list[Operand], settings: list[Settings]) -> list[tuple[bool, list[int]]]:

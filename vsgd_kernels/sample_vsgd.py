@@ -199,7 +199,8 @@ class SampleVSGD(VSGD):
                 raise ValueError(
                     f"{each.name} has changed its shape, dtype or device since it was fed; discard() its samples"
                 )
-        return Intake(found, own, self._backend)
+        with torch.inference_mode(False):  # outside, what was made inside could not be written to
+            return Intake(found, own, self._backend)
 
     def _take(self, new: Intake, found: list[Found]) -> None:
         new.add(Gradients.of([each.samples for each in found]))

@@ -135,7 +135,8 @@ class Stepper:
                     )
             if any(isinstance(op.param, FakeTensor) for op in operands):
                 return None
-            plan = Plan(self._rule, self._backend, scope)
+            with torch.inference_mode(False):  # outside, what was made inside could not be written to
+                plan = Plan(self._rule, self._backend, scope)
         except BaseException:
             for param, entries in before.items():
                 _put_back(scope.state, param, entries)

@@ -43,7 +43,10 @@ class Backend(Protocol):
         """The 2-norm of the gradients together, or None where torch is to find it."""
 
     def run(self, prepared: Any, grads: Gradients, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Steps the batch: parameters, states and step counts."""
+        """Steps the batch: parameters, states and step counts.
+
+        Gradients must be laid out like those it was prepared with, and as far off `alignment`.
+        """
 
     def prepare_samples(self, batch: SampleBatch, samples: list[Tensor]) -> Any:
         """What `add_samples` needs of a batch, and of the samples' layouts, and can be kept for the next time.
@@ -58,7 +61,7 @@ class Backend(Protocol):
 
         Args:
             prepared: what `prepare_samples` returned.
-            samples: laid out like those.
+            samples: laid out like those, and as far off `alignment`.
             counts: of the samples before, for each. Of none there is no mean to be read, and of one no variance, which
                 need not be written either.
         """

@@ -132,11 +132,10 @@ class Prepared(OnDevice):
 
     def point_to(self, grads: Gradients) -> None:
         """Takes the addresses of gradients that are laid out and aligned as those it was built with."""
-        if grads.addresses is self.grads:
+        before, self.grads = self.grads, grads.addresses
+        if before is self.grads or torch.equal(before, self.grads):
             return
-        moved = not torch.equal(grads.addresses, self.grads)
-        self.grads = grads.addresses
-        for launch in self.launches if moved else ():
+        for launch in self.launches:
             self.copy(launch.grads, self.grads if len(self.launches) == 1 else self.grads[launch.indices])
 
     def count_on_host(self, scalars: DeviceScalars) -> None:

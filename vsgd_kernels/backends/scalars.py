@@ -107,6 +107,7 @@ class DeviceScalars:
         """For each tensor its row."""
         return self._host.row
 
+    @torch.inference_mode(False)  # outside, what was made inside could not be written to
     def _make_room(self) -> None:
         self._most = min(_STEPS, max(1, _ROWS // self._host.rows))
         shape = (self._most, self._host.rows, self._batch.rule.scalar_count)

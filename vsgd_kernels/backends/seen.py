@@ -47,7 +47,7 @@ class Seen:
         if self._native is None:
             found = look(lists)
             self._layouts, self._mask = found.layouts, alignment - 1
-            self._off = found.addresses & self._mask
+            self._off = None if found.layouts is None else found.addresses & self._mask
             self._kept = list(map(contents, _containers(lists, dicts)))
             self._identities = identities(_containers(lists, dicts))
             self._watch = Watch([*moving])
@@ -62,7 +62,7 @@ class Seen:
 
         That is: the lists and dicts hold the same objects; tensors among them are where they were; the same parameters
         have gradients; these and their gradients are laid out as they were, and gradients' addresses are as far off
-        `alignment`. Where it is not known, None too.
+        a multiple of `alignment`. Where it is not known, None too.
         """
         if self._native is not None:
             before, self._gradients = self._gradients, None  # after an interrupt nothing is known of what moved
@@ -76,6 +76,7 @@ class Seen:
         alike = (
             found.layouts is not None
             and found.layouts == self._layouts
+            and self._off is not None
             and torch.equal(found.addresses & self._mask, self._off)
             and not any(map(Tensor.is_neg, found.tensors))
             and identities(_containers(lists, dicts)) == self._identities
