@@ -37,14 +37,16 @@ struct Operand {
   }
 
   C10_ALWAYS_INLINE void fetch_gradient() const {
-    const c10::TensorImpl* now = tensor ? gradient_of(impl_of(param)) : nullptr;
-    if (now) fetch_tensor(now);
+    if (const auto* now = gradient_now()) fetch_tensor(now);
   }
 
   C10_ALWAYS_INLINE void fetch_gradients_memory() const {
-    const c10::TensorImpl* now = tensor ? gradient_of(impl_of(param)) : nullptr;
+    const auto* now = gradient_now();
     if (now && now->unsafe_storage()) fetch_memory(now->unsafe_storage().unsafeGetStorageImpl());
   }
+
+  // If it had one.
+  const c10::TensorImpl* gradient_now() const { return tensor ? gradient_of(impl_of(param)) : nullptr; }
 };
 
 int64_t off(int64_t address, int64_t alignment) { return address ? address & (alignment - 1) : -1; }

@@ -112,9 +112,9 @@ class Prepared(OnDevice):
         self.batch = batch
         self.chunk = chunk
         self.scalars = None if batch.capturable else DeviceScalars(batch, self.device)
-        self.table, self.grads = Table(batch, grads), Gradients.of(grads).addresses
-        aligned = ~(misaligned(self.table.rows[:, _ADDRESSES]).any(1) | misaligned(self.grads))
-        strided = self.table.rows[:, _LAYOUT] >= 0
+        table, self.grads = Table(batch, grads), Gradients.of(grads).addresses
+        aligned = ~(misaligned(table.rows[:, _ADDRESSES]).any(1) | misaligned(self.grads))
+        strided = table.rows[:, _LAYOUT] >= 0
         paths: dict[Path, list[int]] = {}
         for i, param in enumerate(self.batch.params):
             style, extra = format_of(self.batch.states[i]), extra_bits(self.batch.lows[i])
@@ -122,7 +122,7 @@ class Prepared(OnDevice):
             paths.setdefault(path, []).append(i)
         self.hyper = self.upload(self.batch.hyper)
         self._hyper_version = self.batch.hyper._version
-        self.launches = [StepLaunch(self, path, indices) for path, indices in paths.items()]
+        self.launches = [StepLaunch(self, table, path, indices) for path, indices in paths.items()]
 
     def tensors(self) -> Iterator[Tensor]:
         """All that lies on the device."""
@@ -166,8 +166,8 @@ class StepLaunch(Chunked):
         scalars: [rows, Rule.scalar_count] in arithmetic dtype, the scalars of the step.
     """
 
-    def __init__(self, prepared: Prepared, path: Path, indices: list[int]) -> None:
-        super().__init__(prepared, prepared.table, indices, prepared.chunk)
+    def __init__(self, prepared: Prepared, table: Table, path: Path, indices: list[int]) -> None:
+        super().__init__(prepared, table, indices, prepared.chunk)
         self.path = path
         self.arithmetic = arithmetic_dtype(path.dtype)
         self.grads = prepared.upload(prepared.grads[self.indices])

@@ -38,8 +38,8 @@ class SampleLaunch(Chunked):
         counts: [n] int64, how many there were before.
     """
 
-    def __init__(self, prepared: PreparedSamples, path: SamplePath, indices: list[int]) -> None:
-        super().__init__(prepared, prepared.table, indices, prepared.chunk)
+    def __init__(self, prepared: PreparedSamples, table: SampleTable, path: SamplePath, indices: list[int]) -> None:
+        super().__init__(prepared, table, indices, prepared.chunk)
         self.path = path
         self.samples, self.counts = (torch.empty_like(self.first_chunk) for _ in range(2))
 
@@ -54,8 +54,8 @@ class PreparedSamples(OnDevice):
     def __init__(self, batch: SampleBatch, samples: list[Tensor], chunk: int) -> None:
         super().__init__(batch.means[0].device)
         self.chunk = chunk
-        self.table = SampleTable(batch, samples)
-        rows = self.table.rows
+        table = SampleTable(batch, samples)
+        rows = table.rows
         sizes = torch.tensor([dtype.itemsize for dtype in DTYPES], device="cpu")[rows[:, _DTYPE]]
         apart = misaligned(rows[:, _STRIDE] * sizes) & (rows[:, _ADDED] > 1)
         aligned = ~(misaligned(rows[:, _ADDRESSES]).any(1) | misaligned(Gradients.of(samples).addresses) | apart)
@@ -63,7 +63,7 @@ class PreparedSamples(OnDevice):
         for i, row in enumerate(rows.tolist()):
             path = SamplePath(DTYPES[row[_DTYPE]], bool(aligned[i]), row[_LAYOUT] >= 0)
             paths.setdefault(path, []).append(i)
-        self.launches = [SampleLaunch(self, path, indices) for path, indices in paths.items()]
+        self.launches = [SampleLaunch(self, table, path, indices) for path, indices in paths.items()]
 
     def tensors(self) -> Iterator[Tensor]:
         """All that lies on the device."""

@@ -45,9 +45,8 @@ class Seen:
             with suppress(RuntimeError, ValueError):  # a tensor has no memory, or is of a class of its own
                 self._native = module.Snapshot(lists, [*dicts], self._kept, alignment)
         if self._native is None:
-            found = look(lists)
-            self._layouts, self._mask = found.layouts, alignment - 1
-            self._off = None if found.layouts is None else found.addresses & self._mask
+            self._alignment = alignment
+            self._layouts = self._layouts_of(look(lists))
             self._kept = list(map(contents, _containers(lists, dicts)))
             self._identities = identities(_containers(lists, dicts))
             self._watch = Watch([*moving])
@@ -73,16 +72,21 @@ class Seen:
             self._gradients = before
             return before
         found = look(lists)
+        layouts = self._layouts_of(found)
         alike = (
-            found.layouts is not None
-            and found.layouts == self._layouts
-            and self._off is not None
-            and torch.equal(found.addresses & self._mask, self._off)
+            layouts is not None
+            and layouts == self._layouts
             and not any(map(Tensor.is_neg, found.tensors))
             and identities(_containers(lists, dicts)) == self._identities
             and not self._watch.moved()
         )
         return found if alike else None
+
+    def _layouts_of(self, found: Gradients) -> object:
+        """`Gradients.layouts`, and by how much addresses are off; None where the former are."""
+        if found.layouts is None:
+            return None
+        return found.layouts, (found.addresses & (self._alignment - 1)).tolist()
 
 
 def look(params: list[list[Tensor]]) -> Gradients:
