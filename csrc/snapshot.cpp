@@ -2,6 +2,7 @@
 // tensors at a time. It reads them as torch does, by torch's own headers, sooner than look.cpp can.
 // These headers hold for one version of torch: with another, backends/library.py leaves this module alone.
 #include <algorithm>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -27,7 +28,7 @@ struct Operand {
   PyObject* param;
   c10::TensorImpl* tensor = nullptr;  // if it has a gradient
   Memory memory{};
-  Layout own{}, gradient{};
+  const Layout *own = nullptr, *gradient = nullptr;  // in a set, for most tensors share one
   int64_t off_alignment = 0;  // the gradient's address
   const at::Tensor* grad = nullptr;  // where the gradient is kept
 
@@ -51,7 +52,7 @@ struct Operand {
 
 int64_t off(int64_t address, int64_t alignment) { return address ? address & (alignment - 1) : -1; }
 
-Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
+Operand operand_of(PyObject* param, int64_t alignment, std::set<Layout>& layouts, Words& gradients) {
   if (!is_plain(param)) throw std::invalid_argument("no tensor");
   c10::TensorImpl& own = impl_of(param);
   const c10::TensorImpl* gradient = gradient_of(own);
@@ -62,8 +63,8 @@ Operand operand_of(PyObject* param, int64_t alignment, Words& gradients) {
   return {param,
           &own,
           memory_of(own),
-          layout_of(own),
-          layout_of(*gradient),
+          &*layouts.insert(layout_of(own)).first,
+          &*layouts.insert(layout_of(*gradient)).first,
           off(gradients.back(), alignment),
           grad_of(own)};
 }
@@ -74,7 +75,8 @@ bool is_same(PyObject* param, const Operand& before, int64_t alignment, Words& g
   const c10::TensorImpl& own = impl_of(param);
   const c10::TensorImpl* gradient = gradient_of(own);
   if (!gradient || !before.tensor) return !gradient && !before.tensor;
-  if (!before.memory.is_of(own) || !before.own.is_of(own) || !before.gradient.is_of(*gradient)) return false;
+  if (!before.memory.is_of(own) || !has_layout(own, *before.own) || !has_layout(*gradient, *before.gradient))
+    return false;
   gradients.push_back(address_of(*gradient));
   return off(gradients.back(), alignment) == before.off_alignment;
 }
@@ -169,7 +171,7 @@ class Snapshot {
       lengths_.push_back(PyList_Size(list.ptr()));
       for (const auto& param : list) {
         kept.append(param);
-        operands_.push_back(operand_of(param.ptr(), alignment_, gradients_));
+        operands_.push_back(operand_of(param.ptr(), alignment_, layouts_, gradients_));
       }
     }
   }
@@ -225,6 +227,7 @@ class Snapshot {
 
   const int64_t alignment_;
   Entries entries_;
+  std::set<Layout> layouts_;
   std::vector<Py_ssize_t> lengths_;
   std::vector<Operand> operands_;
   std::vector<Held> held_;

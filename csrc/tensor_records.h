@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <vector>
 
 namespace {
 
@@ -64,32 +65,33 @@ Memory memory_of(c10::TensorImpl& t) {
   return {storage, now.get(), now.get_context(), t.storage_offset()};
 }
 
-// All that a launch depends on but the address. The keys tell what is dense, what negates its memory, and what would
-// have to be asked in Python.
-struct Layout {
-  uint64_t keys;
-  caffe2::TypeMeta dtype;
-  std::optional<c10::Device> device;
-  c10::SmallVector<int64_t, 2> sizes, strides;
+// All that a launch depends on but the address: keys, dtype, device, sizes and strides. The keys tell what is dense, what
+// negates its memory, and what would have to be asked in Python.
+using Layout = std::vector<int64_t>;
 
-  bool is_of(const c10::TensorImpl& t) const {
-    const c10::impl::SizesAndStrides& shape = t.*Member::shape;
-    return t.key_set().raw_repr() == keys && t.*Member::dtype == dtype && t.*Member::device == device &&
-           shape.size() == sizes.size() && same(shape.sizes_data(), sizes) && same(shape.strides_data(), strides);
-  }
+int64_t keys_of(const c10::TensorImpl& t) { return int64_t(t.key_set().raw_repr()); }
 
- private:
-  static bool same(const int64_t* now, const c10::SmallVector<int64_t, 2>& before) {
-    int64_t differing = 0;
-    for (size_t d = 0; d < before.size(); ++d) differing |= now[d] ^ before[d];
-    return !differing;
-  }
-};
+int64_t kind_of(const c10::TensorImpl& t) {
+  const std::optional<c10::Device> device = t.*Member::device;
+  const auto place = device ? uint8_t(device->type()) << 8 | uint8_t(device->index()) : -1;
+  return int64_t(place) << 16 | int64_t((t.*Member::dtype).toScalarType());
+}
 
 Layout layout_of(const c10::TensorImpl& t) {
-  const c10::IntArrayRef sizes = t.sizes(), strides = t.strides();
-  const uint64_t keys = t.key_set().raw_repr();
-  return {keys, t.dtype(), t.device(), {sizes.begin(), sizes.end()}, {strides.begin(), strides.end()}};
+  Layout layout{keys_of(t), kind_of(t)};
+  for (const c10::IntArrayRef part : {t.sizes(), t.strides()}) layout.insert(layout.end(), part.begin(), part.end());
+  return layout;
+}
+
+bool has_layout(const c10::TensorImpl& t, const Layout& layout) {
+  const c10::impl::SizesAndStrides& shape = t.*Member::shape;
+  const size_t dims = shape.size();
+  if (layout.size() != 2 + 2 * dims || keys_of(t) != layout[0] || kind_of(t) != layout[1]) return false;
+  const int64_t *sizes = &layout[2], *strides = sizes + dims;
+  int64_t differing = 0;
+  for (size_t d = 0; d < dims; ++d)
+    differing |= (shape.sizes_data()[d] ^ sizes[d]) | (shape.strides_data()[d] ^ strides[d]);
+  return !differing;
 }
 
 // Where a tensor's gradient is kept; TensorImpl::grad calls three functions for it.

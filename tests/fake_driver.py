@@ -72,8 +72,12 @@ def tables_of(prepared, launch, amp):
 
 
 def main():
-    """Prints, for each step with and without device-side counts, what was launched and what should have been."""
+    """Prints, for each step with and without device-side counts, what was launched and what should have been.
+
+    And what Triton's hooks see of one more step.
+    """
     take = pretend(ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL))
+    import triton
     from triton.runtime.jit import JITFunction
 
     import vsgd_kernels
@@ -110,7 +114,11 @@ def main():
                 "threads": [32 * COUNT_WARPS, 32 * WARPS],
             }
             steps.append({"launched": take(), "capturable": capturable, **expected})
-    print(json.dumps(steps))
+    hooks, hooked = triton.knobs.runtime, []
+    hooks.launch_enter_hook.add(lambda metadata: hooked.append(["enter", metadata.get()["name"]]))
+    hooks.launch_exit_hook.add(lambda metadata: hooked.append(["exit", metadata.get()["name"]]))
+    optimizer.step()
+    print(json.dumps({"steps": steps, "hooked": hooked, "launched": take()}))
 
 
 if __name__ == "__main__":

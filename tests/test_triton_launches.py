@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
+def printed(tmp_path_factory):
     compiler = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         pytest.skip("no C compiler")
@@ -32,9 +32,9 @@ def steps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_launches(steps, capturable):
+def test_launches(printed, capturable):
     """The first, which Triton compiles, and those after it: on the current stream, with the tables' addresses."""
-    own = [step for step in steps if step["capturable"] == capturable]
+    own = [step for step in printed["steps"] if step["capturable"] == capturable]
     # Of a kind of arguments the first, which is compiled; the others are launched without Triton's search.
     assert [step["through Triton"] for step in own] == [1 + capturable, 0, 0, 1 + capturable, 0]
     for step in own:
@@ -47,3 +47,9 @@ def test_launches(steps, capturable):
         for launch in counts:
             assert launch["programs"] == 1
             assert launch["arguments"][:3] == step["counted"]
+
+
+def test_launch_hooks(printed):
+    """Who observes Triton's launches sees those that did not go through its search."""
+    assert printed["hooked"] == [[when, f"{kind}_kernel"] for kind in ("count", "step") for when in ("enter", "exit")]
+    assert [launch["stream"] for launch in printed["launched"]] == [STREAM] * 2

@@ -82,11 +82,8 @@ class Stepper:
         return norm
 
     def _unchanged(self, scope: Scope) -> Gradients | None:
-        """The gradients, where the plan is known to serve and the step has been checked."""
-        gradients = None if self._plan is None else self._plan.unchanged(scope)
-        if gradients is not None:
-            _check(scope)
-        return gradients
+        """The gradients, where the plan is known to serve."""
+        return None if self._plan is None else self._plan.unchanged(scope)
 
     def _step(self, scope: Scope, gradients: Gradients) -> Tensor | None:
         if gradients.tensors:
@@ -99,12 +96,13 @@ class Stepper:
 
     def _run(self, scope: Scope, gradients: Gradients) -> Tensor | None:
         plan, grad_scale, norm = cast(Plan, self._plan), scope.grad_scale, None
+        capturing = _check(scope)
         if scope.max_norm is not None:
             norm = plan.norm(gradients)
             norm = global_norm(params_of(scope.param_groups)) if norm is None else norm
             grad_scale, norm = clip(norm, scope.max_norm, grad_scale)
         plan.run(gradients, grad_scale, scope.found_inf)
-        if graphs.capturing():
+        if capturing:
             # The graph's replays read the plan's tables, and step what these tell of: both are the graph's from now on.
             self._captured.append((plan, [*map(dict, scope.state.values()), dict(scope.variances)]))
             self._plan = None
@@ -161,10 +159,12 @@ def _only_makes_states(scope: Scope) -> bool:
     return not any(rates.values()) and not any(bool(torch.any(op.grad)) for op in operands)
 
 
-def _check(scope: Scope) -> None:
+def _check(scope: Scope) -> bool:
+    """Whether a CUDA graph is being captured; raises where the step cannot be taken, or captured."""
     check_scalars(scope.grad_scale, scope.found_inf)
-    if graphs.capturing():
+    if capturing := graphs.capturing():
         check_capture(scope)
+    return capturing
 
 
 def check_capture(scope: Scope) -> None:

@@ -113,6 +113,7 @@ class DeviceScalars:
         shape = (self._most, self._host.rows, self._batch.rule.scalar_count)
         self._room = {dtype: torch.empty(shape, dtype=dtype, device=self._device) for dtype in self._dtypes}
         self.of = {dtype: room[0] for dtype, room in self._room.items()}
+        self._of_steps: dict[torch.dtype, tuple[Tensor, ...]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -135,8 +136,8 @@ class DeviceScalars:
             self._forget()
         if self._next == self._filled:
             self._fill(copy)
-        for dtype, room in self._room.items():
-            self.of[dtype] = room.select(0, self._next)
+        for dtype, of_steps in self._of_steps.items():
+            self.of[dtype] = of_steps[self._next]
         self._next += 1
         return changed
 
@@ -144,5 +145,5 @@ class DeviceScalars:
         for dtype, room in self._room.items():
             found = self._host.ahead(self._wanted, dtype)
             self._next, self._filled = 0, found.shape[0]
-            copy(room[: self._filled], found)
+            self._of_steps[dtype] = copy(room[: self._filled], found).unbind()
         self._wanted = min(2 * self._wanted, self._most)

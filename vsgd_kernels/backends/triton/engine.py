@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -157,18 +158,27 @@ def _launch(
     values = constants()
     compiled = kernel[(programs,)](*arguments, **values, num_warps=warps, **OPTIONS)
     if compiled is not None:
-        launch.compiled[key] = _compiled_launch(compiled[(programs, 1, 1)], launch.rows.device.index, values)
+        launch.compiled[key] = _compiled_launch(compiled, programs, launch.rows.device.index, values)
 
 
-def _compiled_launch(run: Any, device: int, constants: dict[str, Any]) -> Callable[[Arguments], None]:
+def _compiled_launch(
+    compiled: Any, programs: int, device: int, constants: dict[str, Any]
+) -> Callable[[Arguments], None]:
     """Launches what was compiled, with other arguments.
 
     For tensors it passes their addresses: of a tensor Triton asks the driver whether the device may read it.
     """
-    values = constants.values()
+    values = tuple(constants.values())
+    hooked = compiled[(programs, 1, 1)]  # also loads it
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    runtime = triton.knobs.runtime
 
     def again(arguments: Arguments) -> None:
         addresses = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
-        run(*addresses, *values, stream=torch._C._cuda_getCurrentRawStream(device))
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        if runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
+            hooked(*addresses, *values, stream=stream)
+        else:  # what there would be for hooks to read takes half of the time
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *values)
 
     return again
