@@ -52,21 +52,21 @@ def _is_shown_by_another(item):
     return dtype_of_the_engine or item.get_closest_marker("engine") is not None
 
 
-SHIPPED_GEOMETRY = engine.WARPS, backends.BACKENDS["triton"].chunk
+SHIPPED_GEOMETRY = engine.warps_of, backends.BACKENDS["triton"].chunk
 
 
 @pytest.fixture(scope="session", autouse=True)
 def large_triton_blocks():
     """An interpreted block costs milliseconds whatever its size: 4096 elements a block, two blocks a program."""
     if interpreted():
-        engine.WARPS, backends.BACKENDS["triton"].chunk = 32, 8192
+        engine.warps_of, backends.BACKENDS["triton"].chunk = (lambda *_: 32), 8192
 
 
 @pytest.fixture
 def shipped_triton_blocks(monkeypatch):
     """As a GPU runs them."""
-    warps, chunk = SHIPPED_GEOMETRY
-    monkeypatch.setattr(engine, "WARPS", warps)
+    warps_of, chunk = SHIPPED_GEOMETRY
+    monkeypatch.setattr(engine, "warps_of", warps_of)
     monkeypatch.setattr(backends.BACKENDS["triton"], "chunk", chunk)
 
 

@@ -90,6 +90,13 @@ def test_triton_in_the_blocks_that_ship(style, generator, shipped_triton_blocks)
     assert_same(*(stepped(CASES["vsgd"], pairs, style, backend, 1) for backend in ("triton", "cpp")))
 
 
+@pytest.mark.parametrize("sizes", [(1, 127, 128), (129, 255, 256)])
+def test_triton_in_fewer_warps(sizes, generator, shipped_triton_blocks):
+    """One and two, which is as many as these have blocks for."""
+    pairs = [(torch.randn(n, generator=generator), torch.randn(n, generator=generator)) for n in sizes]
+    assert_same(*(stepped(CASES["vsgd"], pairs, "fp32", backend, 1) for backend in ("triton", "cpp")))
+
+
 def test_reference_gives_the_same_codes(case, style, generator):
     """Of the first steps, before the parameters' last bits differ."""
     pairs = large_layouts(torch.float32, generator)

@@ -75,6 +75,7 @@ class _Kernel(NamedTuple):
     function: str
     tables: dict[str, str]
     constants: dict[str, Any]
+    warps: int
 
 
 def _kernels(rule: Rule, style: str) -> Iterator[tuple[str, _Kernel]]:
@@ -106,19 +107,22 @@ def _name(dtype: torch.dtype) -> str:
 
 def _step_kernel(rule: Rule, path: device.Path) -> _Kernel:
     engine = _engine()
-    scalars = "*fp64" if arithmetic_dtype(path.dtype) == torch.float64 else "*fp32"
+    arithmetic = arithmetic_dtype(path.dtype)
+    scalars = "*fp64" if arithmetic == torch.float64 else "*fp32"
     tables = {"rows": "*i64", "grads": "*i64", "layouts": "*i64", "chunk_tensor": "*i32", "first_chunk": "*i64"}
     tables |= {"scalar_row": "*i64", "scalars": scalars}
     absent = {"grad_scale": None, "found_inf": None}
-    constants = engine.step_constants(rule, path, TritonBackend.chunk, engine.WARPS)
-    return _Kernel("step_kernel", tables, {**absent, **constants})
+    warps = engine.warps_of(path.format, arithmetic, TritonBackend.chunk, 1)  # of large tensors
+    constants = engine.step_constants(rule, path, TritonBackend.chunk, warps)
+    return _Kernel("step_kernel", tables, {**absent, **constants}, warps)
 
 
 def _add_kernel(path: SamplePath) -> _Kernel:
     engine = _engine()
     tables = {"rows": "*i64", "samples": "*i64", "counts": "*i64", "layouts": "*i64", "chunk_tensor": "*i32"}
-    constants = engine.sample_constants(path, TritonBackend.chunk, engine.WARPS)
-    return _Kernel("add_kernel", {**tables, "first_chunk": "*i64"}, constants)
+    warps = engine.warps_of("fp32", arithmetic_dtype(path.dtype), TritonBackend.chunk, 1)
+    constants = engine.sample_constants(path, TritonBackend.chunk, warps)
+    return _Kernel("add_kernel", {**tables, "first_chunk": "*i64"}, constants, warps)
 
 
 def _engine() -> Any:
@@ -144,7 +148,7 @@ def _compile(kernel: _Kernel, arch: str) -> Any:
     nvidia = arch.startswith("sm_")
     target = GPUTarget("cuda", int(arch[3:]), 32) if nvidia else GPUTarget("hip", arch, 64)
     try:
-        return triton.compile(source, target=target, options={"num_warps": engine.WARPS, **engine.OPTIONS})
+        return triton.compile(source, target=target, options={"num_warps": kernel.warps, **engine.OPTIONS})
     except Exception as error:
         raise RuntimeError(f"Triton cannot compile for arch={arch!r}: {error}") from error
 
