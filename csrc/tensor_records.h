@@ -87,7 +87,7 @@ bool has_layout(const c10::TensorImpl& t, const Layout& layout) {
   const c10::impl::SizesAndStrides& shape = t.*Member::shape;
   const size_t dims = shape.size();
   if (layout.size() != 2 + 2 * dims || keys_of(t) != layout[0] || kind_of(t) != layout[1]) return false;
-  const int64_t *sizes = &layout[2], *strides = sizes + dims;
+  const int64_t *sizes = layout.data() + 2, *strides = sizes + dims;
   int64_t differing = 0;
   for (size_t d = 0; d < dims; ++d)
     differing |= (shape.sizes_data()[d] ^ sizes[d]) | (shape.strides_data()[d] ^ strides[d]);

@@ -74,10 +74,9 @@ def tables_of(prepared, launch, amp):
 def main():
     """Prints, for each step with and without device-side counts, what was launched and what should have been.
 
-    And what Triton's hooks see of one more step.
+    And what Triton's hooks see of more steps.
     """
     take = pretend(ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL))
-    import triton
     from triton.runtime.jit import JITFunction
 
     import vsgd_kernels
@@ -113,11 +112,23 @@ def main():
                 "threads": [32 * 4, 32 * 4],
             }
             steps.append({"launched": take(), "capturable": capturable, **expected})
-    hooks, hooked = triton.knobs.runtime, []
-    hooks.launch_enter_hook.add(lambda metadata: hooked.append(["enter", metadata.get()["name"]]))
-    hooks.launch_exit_hook.add(lambda metadata: hooked.append(["exit", metadata.get()["name"]]))
+    print(json.dumps({"steps": steps, "hooked": hooked(optimizer), "launched": take()}))
+
+
+def hooked(optimizer):
+    """What Triton's launch hooks see of steps: a hook in each chain, a function in place of one, and none."""
+    from triton.knobs import runtime
+
+    seen = []
+    runtime.launch_enter_hook.add(lambda metadata: seen.append(["enter", metadata.get()["name"]]))
+    runtime.launch_exit_hook.add(lambda metadata: seen.append(["exit", metadata.get()["name"]]))
     optimizer.step()
-    print(json.dumps({"steps": steps, "hooked": hooked, "launched": take()}))
+    runtime.launch_enter_hook = lambda metadata: seen.append(["called", metadata.get()["name"]])
+    runtime.launch_exit_hook = None
+    optimizer.step()
+    runtime.launch_enter_hook = None
+    optimizer.step()
+    return seen
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.conftest import SHIPPED_GEOMETRY
 from tests.fake_driver import STREAM
+from vsgd_kernels.rules import arithmetic_dtype
 
 FOLDER = Path(__file__).parent
 
@@ -51,5 +54,27 @@ def test_launches(printed, capturable):
 
 def test_launch_hooks(printed):
     """Who observes Triton's launches sees those that did not go through its search."""
-    assert printed["hooked"] == [[when, f"{kind}_kernel"] for kind in ("count", "step") for when in ("enter", "exit")]
-    assert [launch["stream"] for launch in printed["launched"]] == [STREAM] * 2
+    *chains, first, second = printed["hooked"]
+    assert chains == [[when, f"{kind}_kernel"] for kind in ("count", "step") for when in ("enter", "exit")]
+    assert [first, second] == [["called", "count_kernel"], ["called", "step_kernel"]]
+    assert [launch["stream"] for launch in printed["launched"]] == [STREAM] * 6
+
+
+@pytest.mark.parametrize(
+    ("style", "dtype", "elements", "programs", "warps"),
+    [
+        ("fp32", torch.float32, 64, 1, 1),
+        ("fp32", torch.float32, 640_000, 10_000, 1),
+        ("fp32", torch.float32, 3 * 129, 3, 2),
+        ("bf16", torch.float32, 3 * 384, 3, 2),
+        ("bf16", torch.bfloat16, 3 * 384 + 1, 3, 4),
+        ("fp32", torch.float64, 128, 1, 2),
+        ("fp32", torch.float32, 2**30, 2**20, 4),
+        ("q8", torch.float32, 2**30, 2**20, 1),
+        ("packed16", torch.float32, 2**30, 2**20, 1),
+    ],
+)
+def test_warps(style, dtype, elements, programs, warps):
+    """As many as an average chunk has blocks for, and one for coded states."""
+    warps_of, _ = SHIPPED_GEOMETRY
+    assert warps_of(style, arithmetic_dtype(dtype), elements, programs) == warps
