@@ -75,6 +75,7 @@ void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts,
                  const Tensor& first_chunk, const Tensor& scalar_row, const Tensor& scalars,
                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, int64_t chunk, int64_t elements,
                  std::string rule, int64_t dtype, int64_t path, int64_t format) {
+  const vsgd::Kind kind = kind_of(std::move(rule), dtype, path, format);
   const vsgd::Step step{rows_of(rows),
                         grads.const_data_ptr<int64_t>(),
                         layouts.const_data_ptr<int64_t>(),
@@ -85,8 +86,7 @@ void step_device(const Tensor& rows, const Tensor& grads, const Tensor& layouts,
                         {scalar_of(grad_scale), scalar_of(found_inf)},
                         chunk_tensor.numel(),
                         chunk,
-                        vsgd::warps_of(elements, chunk_tensor.numel())};
-  const vsgd::Kind kind = kind_of(std::move(rule), dtype, path, format);
+                        vsgd::warps_of(elements, chunk_tensor.numel(), kind.format)};
 #ifdef USE_CUDA
   if (rows.is_cuda()) return check_known(vsgd::step_on_cuda(step, kind, rows.get_device_index()), kind.rule);
 #endif
@@ -115,7 +115,7 @@ void add_samples_device(const Tensor& rows, const Tensor& samples, const Tensor&
                               first_chunk.const_data_ptr<int64_t>(),
                               chunk_tensor.numel(),
                               chunk,
-                              vsgd::warps_of(elements, chunk_tensor.numel())};
+                              vsgd::warps_of(elements, chunk_tensor.numel(), vsgd::Format::fp32)};
 #ifdef USE_CUDA
   if (rows.is_cuda()) return vsgd::add_samples_on_cuda(step, dtype, vsgd::Path(path), rows.get_device_index());
 #endif

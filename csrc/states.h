@@ -19,8 +19,9 @@ template <class A> struct StoredState<Format::packed16, A> { using type = Packed
 // In how many tensors a rule's states are stored, and whether words of blocks belong to them.
 template <class Rule, Format format>
 constexpr int kStored = format == Format::packed16 ? 1 : Rule::states;
+constexpr bool has_blocks(Format format) { return format == Format::q8 || format == Format::packed16; }
 template <Format format>
-constexpr bool kHasBlocks = format == Format::q8 || format == Format::packed16;
+constexpr bool kHasBlocks = has_blocks(format);
 
 constexpr uint32_t kNan = 0x7fc00000u, kInfinity = 0x7f800000u, kTinyBits = 0x0d800000u;  // the last: of Bounds' tiny
 VSGD_FN uint32_t magnitude(float x) { return bit_cast<uint32_t>(x) & 0x7fffffffu; }
