@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SHIPPED_GEOMETRY
 from tests.fake_driver import STREAM
+from vsgd_kernels.backends.triton import engine
 from vsgd_kernels.rules import arithmetic_dtype
 
 FOLDER = Path(__file__).parent
@@ -74,7 +74,6 @@ def test_launch_hooks(printed):
         ("packed16", torch.float32, 2**30, 2**20, 1),
     ],
 )
-def test_warps(style, dtype, elements, programs, warps):
+def test_warps(style, dtype, elements, programs, warps, shipped_triton_blocks):
     """As many as an average chunk has blocks for, and one for coded states."""
-    warps_of, _ = SHIPPED_GEOMETRY
-    assert warps_of(style, arithmetic_dtype(dtype), elements, programs) == warps
+    assert engine.warps_of(style, arithmetic_dtype(dtype), elements, programs) == warps
