@@ -92,7 +92,7 @@ def test_another_format(name, old, new, how, generator):
         for param in params:
             param.grad = torch.zeros_like(param)
         own_settings = [settings(optimizer.rule.hyper, group) for group in optimizer.param_groups]
-        optimizer._stepper._prepare(Scope(optimizer.param_groups, optimizer.state, own_settings, {}))
+        optimizer._stepper._prepare(Scope(optimizer.param_groups, optimizer.state, own_settings, {}), capturing=False)
     for param, values in zip(params, before, strict=True):
         wanted = new if param.numel() >= state_formats.SMALLEST else "fp32"
         assert state_formats.format_of(state_formats.stored(optimizer.state[param], optimizer.rule)) == wanted

@@ -56,7 +56,7 @@ class Stepper:
             TypeError, ValueError, RuntimeError: as `FusedOptimizer.step`; nothing is written then.
         """
         if (unchanged := self._unchanged(scope)) is not None:
-            return self._run(scope, unchanged)
+            return self._run(scope, unchanged, _check(scope))
         gradients = gradients_of(scope.param_groups)
         params = params_of(scope.param_groups)
         # DTensors have no memory, hence no layouts, and asking a thousand parameters what they are would cost too much.
@@ -73,7 +73,7 @@ class Stepper:
         try:
             local = self._view.take(scope)
             if (unchanged := self._unchanged(local)) is not None:
-                self._run(local, unchanged)
+                self._run(local, unchanged, _check(local))
             else:
                 self._step(local, gradients_of(local.param_groups))
             self._view.give_back(scope.state, elementwise(self._rule))
@@ -87,16 +87,15 @@ class Stepper:
 
     def _step(self, scope: Scope, gradients: Gradients) -> Tensor | None:
         if gradients.tensors:
-            _check(scope)  # of no gradients GradScaler's found_inf is the int 0
+            capturing = _check(scope)  # of no gradients GradScaler's found_inf is the int 0
             self._plan = None  # lets go of what it holds even where the next cannot be made
-            self._plan = self._prepare(scope)
+            self._plan = self._prepare(scope, capturing)
             if self._plan is not None:
-                return self._run(scope, gradients)
+                return self._run(scope, gradients, capturing)
         return None if scope.max_norm is None else global_norm(params_of(scope.param_groups))
 
-    def _run(self, scope: Scope, gradients: Gradients) -> Tensor | None:
+    def _run(self, scope: Scope, gradients: Gradients, capturing: bool) -> Tensor | None:
         plan, grad_scale, norm = cast(Plan, self._plan), scope.grad_scale, None
-        capturing = _check(scope)
         if scope.max_norm is not None:
             norm = plan.norm(gradients)
             norm = global_norm(params_of(scope.param_groups)) if norm is None else norm
@@ -108,7 +107,7 @@ class Stepper:
             self._plan = None
         return norm
 
-    def _prepare(self, scope: Scope) -> Plan | None:
+    def _prepare(self, scope: Scope, capturing: bool) -> Plan | None:
         """Checks every operand, gives a state to parameters that step for the first time, and prepares the launches.
 
         None where the step is that by which torch.distributed.checkpoint has states made: it changes nothing. None too
@@ -119,7 +118,6 @@ class Stepper:
             check_param(op.name, op.param)
             check_grad(op.name, op.param, op.grad)
         before = {op.param: dict(scope.state.get(op.param, {})) for op in operands}
-        capturing = graphs.capturing()
         try:
             for op in operands:
                 own = scope.state.setdefault(op.param, {})
